@@ -1,0 +1,414 @@
+//! How far every kernel is from the speed of reading.
+//!
+//! ```text
+//! cargo bench --bench limits [-- --quick | --rounds N] [--filter SUBSTRING]
+//! ```
+//!
+//! The limit is the largest element of the same bytes, found with the fastest backend eight vectors
+//! at a time: no kernel can take less than it takes to read. It is the limit of all backends, also
+//! of those with narrower vectors, and with many threads each reads one contiguous range. For a
+//! single short row ("call") the limit is the kernel itself, called without the public API.
+//!
+//! Everything runs in turn, round after round, and every measurement stands between two of its limit:
+//! a change in clock speed, or a neighbour on a shared machine, meets both. A measurement is one call,
+//! or for short ones, and for the limit they have, the fastest of a few batches of calls. `ratio` is
+//! the median over the rounds of limit / time, 1.0 being the speed of reading; `seconds` is the median
+//! time of one call, and `limit_seconds` is `ratio * seconds`.
+//!
+//! It prints a table and writes `limits.json` to the target directory. `--filter` selects lines of the
+//! table by a part of a name like `forward avx512 1024x50257 t2`.
+
+mod common;
+
+use common::{Batch, all_threads, fastest_backend, pool, print_skipped};
+use rayon::ThreadPool;
+use serde::Serialize;
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use xent::{Backend, CrossEntropy, RowOutputs, internals};
+
+/// The least time between two looks at the clock: short calls are repeated to fill it.
+///
+/// Less than a time slice of an operating system, so that not every batch is interrupted where there
+/// is other work.
+const BATCH: Duration = Duration::from_micros(400);
+
+/// The number of batches of short calls of which the fastest counts.
+const BATCHES: u32 = 5;
+
+const VALID: &str = "the arguments are valid";
+
+fn main() {
+    let options = Options::parse();
+    print_header(&options);
+
+    let one_row = Batch::new(1, 49_152);
+    let cached = Batch::new(16, 50_257);
+    let large = Batch::new(1024, 50_257);
+    let short = Batch::new(1, 1000);
+    let pools: Vec<ThreadPool> = if all_threads() == 1 { vec![1] } else { vec![1, all_threads()] }
+        .into_iter()
+        .map(pool)
+        .collect();
+
+    let mut groups = vec![against_reading(&one_row, &pools[0], Backend::available())];
+    println!("skipped: scalar with more than one row, which would take most of the time");
+    let fast: Vec<Backend> =
+        Backend::available().iter().copied().filter(|&b| b != Backend::Scalar).collect();
+    for batch in [&cached, &large] {
+        groups.extend(pools.iter().map(|pool| against_reading(batch, pool, &fast)));
+    }
+    groups.extend(Backend::available().iter().map(|&backend| against_kernel(&short, backend)));
+    for group in &mut groups {
+        group.select(&options.filter);
+    }
+    groups.retain(|group| !group.variants.is_empty());
+    if groups.is_empty() {
+        eprintln!("nothing is called like {:?}", options.filter);
+        std::process::exit(2);
+    }
+
+    run_rounds(&mut groups, &options);
+    let lines: Vec<Line> = groups.iter().flat_map(Group::lines).collect();
+    print_table(&lines);
+    if options.benchmarking {
+        write_json(&lines);
+    }
+}
+
+struct Options {
+    rounds: usize,
+    /// No round is begun later than this.
+    time: Duration,
+    filter: String,
+    /// Cargo passes `--bench` when benches are run to measure, not to test that they work.
+    benchmarking: bool,
+}
+
+impl Options {
+    fn parse() -> Self {
+        let args: Vec<String> = std::env::args().skip(1).collect();
+        let has = |name: &str| args.iter().any(|arg| arg == name);
+        let value = |name: &str| args.iter().skip_while(|&arg| arg != name).nth(1);
+        let benchmarking = has("--bench");
+        let (mut rounds, mut time) = (80, Duration::from_secs(170));
+        if has("--quick") || !benchmarking {
+            (rounds, time) = (3, Duration::from_secs(5));
+        }
+        if has("--rounds") {
+            let number = value("--rounds").and_then(|n| n.parse().ok()).filter(|&n| n > 0);
+            let Some(number) = number else {
+                eprintln!("--rounds takes a number above 0");
+                std::process::exit(2);
+            };
+            (rounds, time) = (number, Duration::MAX);
+        }
+        let filter = value("--filter").cloned().unwrap_or_default();
+        Options { rounds, time, filter, benchmarking }
+    }
+}
+
+/// Something to time.
+struct Timed<'a> {
+    run: Box<dyn FnMut() + Send + 'a>,
+    /// Calls in a batch.
+    repetitions: u32,
+}
+
+impl<'a> Timed<'a> {
+    fn new(run: impl FnMut() + Send + 'a) -> Self {
+        Timed { run: Box::new(run), repetitions: 1 }
+    }
+
+    fn batch(&mut self) -> Duration {
+        let start = Instant::now();
+        for _ in 0..self.repetitions {
+            (self.run)();
+        }
+        start.elapsed()
+    }
+
+    fn calibrate(&mut self) {
+        while self.batch() < BATCH {
+            self.repetitions *= 2;
+        }
+    }
+
+    /// The time of one call.
+    fn seconds(&mut self, batches: u32) -> f64 {
+        let fastest = (0..batches).map(|_| self.batch()).min();
+        fastest.expect("at least one batch").as_secs_f64() / f64::from(self.repetitions)
+    }
+}
+
+/// A line of the table in the making.
+struct Variant<'a> {
+    op: &'static str,
+    backend: &'static str,
+    timed: Timed<'a>,
+    samples: Vec<Sample>,
+}
+
+struct Sample {
+    seconds: f64,
+    limit: f64,
+}
+
+impl<'a> Variant<'a> {
+    fn new(op: &'static str, backend: &'static str, run: impl FnMut() + Send + 'a) -> Self {
+        Variant { op, backend, timed: Timed::new(run), samples: Vec::new() }
+    }
+}
+
+/// Variants with the same input, the same threads and the same limit.
+struct Group<'a> {
+    batch: &'a Batch,
+    /// Where it runs; on the calling thread, outside of any pool, if there is none.
+    pool: Option<&'a ThreadPool>,
+    limit: Timed<'a>,
+    variants: Vec<Variant<'a>>,
+}
+
+impl Group<'_> {
+    fn threads(&self) -> usize {
+        self.pool.map_or(1, ThreadPool::current_num_threads)
+    }
+
+    fn select(&mut self, filter: &str) {
+        let shape = format!("{}x{} t{}", self.batch.rows, self.batch.vocab, self.threads());
+        self.variants.retain(|v| format!("{} {} {shape}", v.op, v.backend).contains(filter));
+    }
+
+    /// Timers are read inside the pool: entering it takes as long as a short call.
+    fn in_pool(&mut self, f: impl FnOnce(&mut Self) + Send) {
+        match self.pool {
+            Some(pool) => pool.install(|| f(self)),
+            None => f(self),
+        }
+    }
+
+    fn calibrate(&mut self) {
+        self.limit.calibrate();
+        for variant in &mut self.variants {
+            variant.timed.calibrate();
+        }
+    }
+
+    fn round(&mut self) {
+        // The same for all, or what is long would be interrupted more often than its limit.
+        let batches = if self.limit.repetitions > 1 { BATCHES } else { 1 };
+        // Brings the data back that other groups have driven from the cache.
+        self.limit.batch();
+        let mut before = self.limit.seconds(batches);
+        for variant in &mut self.variants {
+            let seconds = variant.timed.seconds(batches);
+            let after = self.limit.seconds(batches);
+            variant.samples.push(Sample { seconds, limit: (before + after) / 2.0 });
+            before = after;
+        }
+    }
+
+    fn lines(&self) -> impl Iterator<Item = Line> {
+        self.variants.iter().map(|variant| {
+            let seconds = median(variant.samples.iter().map(|s| s.seconds));
+            let ratio = median(variant.samples.iter().map(|s| s.limit / s.seconds));
+            Line {
+                op: variant.op,
+                backend: variant.backend,
+                dtype: "f32",
+                rows: self.batch.rows,
+                vocab: self.batch.vocab,
+                threads: self.threads(),
+                seconds,
+                limit_seconds: ratio * seconds,
+                ratio,
+            }
+        })
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
+}
+
+/// One object of `limits.json`.
+#[derive(Serialize)]
+struct Line {
+    op: &'static str,
+    backend: &'static str,
+    dtype: &'static str,
+    rows: usize,
+    vocab: usize,
+    threads: usize,
+    seconds: f64,
+    limit_seconds: f64,
+    ratio: f64,
+}
+
+/// The operations on a batch, against reading it.
+///
+/// "read" is the limit of each backend by itself. That of the fastest one is measured against its own
+/// kind: how far its ratio is from 1 is the error to expect of all ratios of the group.
+fn against_reading<'a>(batch: &'a Batch, pool: &'a ThreadPool, backends: &[Backend]) -> Group<'a> {
+    let threads = pool.current_num_threads();
+    let read_all =
+        move |backend| move || _ = black_box(read(backend, black_box(&batch.logits), threads));
+    let mut losses = vec![0.0; batch.rows];
+    let mut variants = vec![Variant::new("two_pass", "none", move || {
+        black_box(batch).two_pass(&mut losses);
+    })];
+    for &backend in backends {
+        variants.push(Variant::new("read", backend.name(), read_all(backend)));
+        variants.push(forward("forward", batch, backend));
+        variants.push(forward_argmax(batch, backend));
+    }
+    Group { batch, pool: Some(pool), limit: Timed::new(read_all(fastest_backend())), variants }
+}
+
+/// The largest value, found by `threads` threads of the current pool, each in a range of its own.
+fn read(backend: Backend, values: &[f32], threads: usize) -> f32 {
+    if threads == 1 {
+        return internals::read(backend, values).expect(VALID);
+    }
+    let half = threads / 2;
+    let (a, b) = values.split_at(values.len() / threads * half);
+    let (a, b) = rayon::join(|| read(backend, a, half), || read(backend, b, threads - half));
+    a.max(b)
+}
+
+/// The public API on a row so short that overhead shows, against the kernel without it.
+fn against_kernel(batch: &Batch, backend: Backend) -> Group<'_> {
+    let limit = Timed::new(move || {
+        let loss = internals::row_loss(backend, black_box(&batch.logits), batch.target(0));
+        black_box(loss.expect(VALID));
+    });
+    let loss = CrossEntropy::new().backend(backend);
+    let reduced = loss.clone();
+    let variants = vec![
+        forward("call", batch, backend),
+        Variant::new("call forward", backend.name(), move || {
+            black_box(reduced.forward(black_box(batch.logits()), &batch.targets).expect(VALID));
+        }),
+        Variant::new("call evaluate", backend.name(), move || {
+            let all = loss.evaluate(black_box(batch.logits()), &batch.targets, RowOutputs::new());
+            black_box(all.expect(VALID));
+        }),
+    ];
+    Group { batch, pool: None, limit, variants }
+}
+
+fn forward<'a>(op: &'static str, batch: &'a Batch, backend: Backend) -> Variant<'a> {
+    let loss = CrossEntropy::new().backend(backend);
+    let mut losses = vec![0.0; batch.rows];
+    Variant::new(op, backend.name(), move || {
+        loss.forward_into(black_box(batch.logits()), &batch.targets, &mut losses).expect(VALID);
+        black_box(&losses);
+    })
+}
+
+fn forward_argmax(batch: &Batch, backend: Backend) -> Variant<'_> {
+    let loss = CrossEntropy::new().backend(backend);
+    let mut losses = vec![0.0; batch.rows];
+    let mut argmax = vec![0; batch.rows];
+    Variant::new("forward+argmax", backend.name(), move || {
+        let outputs = RowOutputs::new().losses(&mut losses).argmax(&mut argmax);
+        black_box(loss.evaluate(black_box(batch.logits()), &batch.targets, outputs).expect(VALID));
+    })
+}
+
+fn run_rounds(groups: &mut [Group<'_>], options: &Options) {
+    for group in groups.iter_mut() {
+        group.in_pool(Group::calibrate);
+    }
+    let start = Instant::now();
+    let mut rounds = 0;
+    while rounds == 0 || (rounds < options.rounds && start.elapsed() < options.time) {
+        for group in groups.iter_mut() {
+            group.in_pool(Group::round);
+        }
+        rounds += 1;
+    }
+    println!("{rounds} rounds in {:.0} s\n", start.elapsed().as_secs_f64());
+}
+
+fn print_header(options: &Options) {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    println!("command: cargo bench --bench limits -- {}", args.join(" "));
+    println!("CPU:     {}, {} threads", cpu.map_or("unknown", |(_, name)| name), all_threads());
+    if let Some((level, size)) = last_cache() {
+        println!("cache:   {size} at level {level}; what fits in it is not read from DRAM");
+    }
+    println!("build:   RUSTFLAGS {:?}, portable has {}", RUSTFLAGS, portable_instructions());
+    println!("limit:   reading with {}, for all backends", fastest_backend());
+    if cfg!(debug_assertions) || options.rounds < 20 {
+        println!("This run is a test that everything works: do not quote its figures.");
+    }
+    print_skipped();
+}
+
+/// As far as the environment of the compiler shows it; flags from configuration files do not.
+const RUSTFLAGS: &str = match option_env!("RUSTFLAGS") {
+    Some(flags) => flags,
+    None => "",
+};
+
+/// The widest instructions that code without run-time detection was compiled for.
+fn portable_instructions() -> &'static str {
+    match () {
+        () if cfg!(target_feature = "avx512f") => "AVX-512",
+        () if cfg!(all(target_feature = "avx2", target_feature = "fma")) => "AVX2 and FMA",
+        () if cfg!(target_feature = "avx") => "AVX",
+        () if cfg!(target_feature = "sse2") => "SSE2",
+        () => "the instructions of the target",
+    }
+}
+
+/// Level and size of the outermost cache, where Linux tells.
+fn last_cache() -> Option<(u32, String)> {
+    let cache = |index| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}");
+        let read = |name| std::fs::read_to_string(format!("{path}/{name}")).ok();
+        Some((read("level")?.trim().parse().ok()?, read("size")?.trim().to_owned()))
+    };
+    (0..8).map_while(cache).max_by_key(|(level, _)| *level)
+}
+
+fn print_table(lines: &[Line]) {
+    println!(
+        "{:14} {:8} {:>13} {:>8} {:>11} {:>8} {:>11} {:>6}",
+        "op", "backend", "rows x vocab", "threads", "time us", "GB/s", "limit us", "ratio",
+    );
+    for line in lines {
+        let shape = format!("{} x {}", line.rows, line.vocab);
+        let bytes = (line.rows * line.vocab * size_of::<f32>()) as f64;
+        println!(
+            "{:14} {:8} {shape:>13} {:>8} {:>11.3} {:>8.1} {:>11.3} {:>6.3}",
+            line.op,
+            line.backend,
+            line.threads,
+            line.seconds * 1e6,
+            bytes / line.seconds / 1e9,
+            line.limit_seconds * 1e6,
+            line.ratio,
+        );
+    }
+}
+
+fn write_json(lines: &[Line]) {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let target = target.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target"));
+    let path = target.join("limits.json");
+    let json = serde_json::to_string_pretty(lines).expect("numbers and names can be written");
+    match std::fs::write(&path, json + "\n") {
+        Ok(()) => println!("\n{} lines written to {}", lines.len(), path.display()),
+        Err(error) => {
+            eprintln!("{}: {error}", path.display());
+            std::process::exit(1);
+        }
+    }
+}

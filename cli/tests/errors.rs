@@ -1,0 +1,244 @@
+//! Bad files and bad command lines: exit codes 1 and 2, one clear line, never a panic.
+
+mod common;
+
+use common::{Dtype, Files, bytes, failure, score, xent};
+use std::path::Path;
+use xent::Backend;
+
+fn bad_file(file: &Path, args: &[&str]) -> String {
+    let message = failure(&score(file, args), 1);
+    let name = file.display().to_string();
+    message.strip_prefix(&name).unwrap_or_else(|| panic!("{message}")).to_owned()
+}
+
+fn bad_usage(args: &[&str]) -> String {
+    let files = Files::new();
+    let file = files.dump(&[0.0; 4], 2, &[0, 1]);
+    failure(&score(&file, args), 2)
+}
+
+#[test]
+fn targets_out_of_range() {
+    let files = Files::new();
+    let file = files.dump(&[0.0; 6], 3, &[0, 3]);
+    assert_eq!(
+        bad_file(&file, &[]),
+        ": tensor `targets`: row 1: target 3 is out of range for a vocabulary of 3; \
+         the ignore index is -100"
+    );
+    let file = files.dump(&[0.0; 6], 3, &[i64::MIN, 3]);
+    let message = bad_file(&file, &["--ignore-index", "3", "--json"]);
+    assert!(message.contains("row 0: target -9223372036854775808 is out of range"), "{message}");
+    assert!(message.ends_with("the ignore index is 3"), "{message}");
+    let file = files.dump(&[], 0, &[0]);
+    let message = bad_file(&file, &[]);
+    assert!(message.contains("target 0 is out of range for a vocabulary of 0"), "{message}");
+}
+
+#[test]
+fn missing_tensors() {
+    let files = Files::new();
+    let x = || ("x", Dtype::F32, vec![1, 2], bytes(&[0f32; 2]));
+    let y = || ("y", Dtype::U32, vec![1], bytes(&[0u32]));
+    let both = files.tensors("both", &[x(), y()]);
+    assert_eq!(
+        bad_file(&both, &[]),
+        ": no tensor `logits` for the logits; the file has `x` F32 [1, 2], `y` U32 [1]; \
+         try `--logits x`"
+    );
+    assert_eq!(
+        bad_file(&both, &["--logits", "x"]),
+        ": no tensor `targets` for the targets; the file has `x` F32 [1, 2], `y` U32 [1]; \
+         try `--targets y`"
+    );
+    let names: Vec<String> = (0..20).map(|i| format!("x{i:02}")).collect();
+    let many: Vec<_> =
+        names.iter().map(|name| (name.as_str(), Dtype::F32, vec![0, 2], vec![])).collect();
+    let message = bad_file(&files.tensors("many", &many), &[]);
+    assert!(message.contains("the file has `x00` F32 [0, 2], `x01` F32"), "{message}");
+    assert!(message.ends_with(", `x15` F32 [0, 2] and 4 more"), "{message}");
+    let message = bad_file(&files.tensors("none", &[]), &[]);
+    assert_eq!(message, ": no tensor `logits` for the logits; the file has no tensors");
+}
+
+#[test]
+fn wrong_types_and_shapes() {
+    let files = Files::new();
+    let file = |logits: (Dtype, Vec<usize>), targets: (Dtype, Vec<usize>)| {
+        let tensor = |name, (dtype, shape): (Dtype, Vec<usize>)| {
+            let data = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
+            (name, dtype, shape, data)
+        };
+        files.tensors("wrong", &[tensor("logits", logits), tensor("targets", targets)])
+    };
+    let ids = || (Dtype::I64, vec![2]);
+    for (dtype, shape, found) in [
+        (Dtype::BF16, vec![2, 3], "BF16 [2, 3]"),
+        (Dtype::F64, vec![2, 3], "F64 [2, 3]"),
+        (Dtype::F32, vec![6], "F32 [6]"),
+        (Dtype::F32, vec![], "F32 []"),
+        (Dtype::F32, vec![1, 2, 3], "F32 [1, 2, 3]"),
+    ] {
+        let message = bad_file(&file((dtype, shape), ids()), &[]);
+        assert_eq!(message, format!(": tensor `logits` is {found}, expected F32 [rows, vocab]"));
+    }
+    for (dtype, shape, found) in [
+        (Dtype::U8, vec![2], "U8 [2]"),
+        (Dtype::F32, vec![2], "F32 [2]"),
+        (Dtype::U64, vec![2], "U64 [2]"),
+        (Dtype::I64, vec![3], "I64 [3]"),
+        (Dtype::I64, vec![], "I64 []"),
+        (Dtype::I64, vec![2, 1], "I64 [2, 1]"),
+    ] {
+        let message = bad_file(&file((Dtype::F32, vec![2, 3]), (dtype, shape)), &[]);
+        let expected = "I64, I32 or U32 [2] to go with `logits` F32 [2, 3]";
+        assert_eq!(message, format!(": tensor `targets` is {found}, expected {expected}"));
+    }
+}
+
+#[test]
+fn files_that_cannot_be_mapped() {
+    let files = Files::new();
+    let message = bad_file(&files.path("absent"), &[]);
+    assert!(message.starts_with(": No such file"), "{message}");
+    let message = bad_file(files.path(".").as_path(), &[]);
+    assert_eq!(message, ": is a directory, expected a safetensors file");
+    let message = bad_file(&files.write("empty", &[]), &[]);
+    assert_eq!(message, ": is empty, expected a safetensors file");
+    #[cfg(unix)]
+    {
+        let message = bad_file(Path::new("/dev/null"), &[]);
+        assert!(message.starts_with(": is a pipe or a device"), "{message}");
+    }
+}
+
+#[test]
+fn hostile_files() {
+    let files = Files::new();
+    let good = std::fs::read(files.dump(&[0.0; 6], 3, &[0, 1])).unwrap();
+    let not_valid = ": not a valid safetensors file: ";
+    // Every prefix of a good file, and one byte too many.
+    for len in (1..good.len()).chain([good.len() + 1]) {
+        let mut bytes = good.clone();
+        bytes.resize(len, 0);
+        bytes.truncate(len);
+        let message = bad_file(&files.write("cut", &bytes), &[]);
+        assert!(message.starts_with(not_valid), "{len} bytes: {message}");
+    }
+    for length in [0, 1, good.len() as u64, 1 << 40, u64::MAX - 7, u64::MAX] {
+        let mut bytes = good.clone();
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        let message = bad_file(&files.write("header", &bytes), &[]);
+        assert!(message.starts_with(not_valid), "header of {length}: {message}");
+    }
+    let logits = |shape: &str, offsets: &str| {
+        format!(
+            r#"{{"logits":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}},
+            "targets":{{"dtype":"I64","shape":[2],"data_offsets":[16,32]}}}}"#
+        )
+    };
+    let nested = "[".repeat(100_000);
+    for header in [
+        "",
+        "{",
+        "null",
+        "not json",
+        "\u{7f}ELF",
+        &nested,
+        &logits("[2,2]", "[0,32]"),
+        &logits("[2,2]", "[8,24]"),
+        &logits("[2,2]", "[16,0]"),
+        &logits("[2,2]", "[0,18446744073709551615]"),
+        &logits("[2,2]", "[0,18446744073709551616]"),
+        &logits("[2,2]", "[-16,0]"),
+        &logits("[2,3]", "[0,16]"),
+        &logits("[4294967296,4294967296]", "[0,16]"),
+        &logits("[4611686018427387904,4]", "[0,16]"),
+        &logits("[9223372036854775808,2]", "[0,16]"),
+        &logits("[-2,-2]", "[0,16]"),
+        &logits("[2.0,2]", "[0,16]"),
+        &logits("\"2\"", "[0,16]"),
+        &logits("[2,2]", "[0,16]").replace("F32", "F33"),
+    ] {
+        let message = bad_file(&files.raw(header, &[0; 32]), &[]);
+        let start: String = header.chars().take(90).collect();
+        assert!(message.starts_with(not_valid), "{start}: {message}");
+    }
+    // The pattern of all of these is fine with numbers that are.
+    assert!(score(&files.raw(&logits("[2,2]", "[0,16]"), &[0; 32]), [""; 0]).status.success());
+}
+
+#[test]
+fn more_rows_than_there_is_memory_need_as_many_targets() {
+    let files = Files::new();
+    let header = r#"{"logits":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[0,0]},
+        "targets":{"dtype":"I64","shape":[2],"data_offsets":[0,16]}}"#;
+    let message = bad_file(&files.raw(header, &[0; 16]), &["--json"]);
+    assert!(message.starts_with(": tensor `targets` is I64 [2], expected"), "{message}");
+}
+
+#[test]
+fn names_cannot_garble_the_terminal() {
+    let files = Files::new();
+    let file = files.tensors("x", &[("a\u{1b}[2J\nxent: b", Dtype::F32, vec![0, 2], vec![])]);
+    let message = bad_file(&file, &[]);
+    assert!(message.contains(r"`a\u{1b}[2J\nxent: b` F32 [0, 2]"), "{message}");
+}
+
+#[test]
+fn command_lines() {
+    let shown = |args: &[&str], part: &str| {
+        let message = bad_usage(args);
+        assert!(message.contains(part), "{args:?}: {message}");
+        assert!(message.ends_with("see `xent score --help`"), "{args:?}: {message}");
+    };
+    shown(&["--frobnicate"], "unexpected argument '--frobnicate' found");
+    shown(&["--per-tokens"], "a similar argument exists: '--per-token'");
+    shown(&["second"], "unexpected argument 'second' found");
+    shown(&["--reduction", "batchmean"], "expected none, sum, mean or mean-over:N");
+    shown(&["--reduction", "mean-over:0"], "a finite number above 0");
+    shown(&["--reduction", "mean-over:nan"], "a finite number above 0");
+    shown(&["--threads", "0"], "0 is not in 1..=1024");
+    shown(&["--threads", "1025"], "1025 is not in 1..=1024");
+    shown(&["--threads", "two"], "invalid value 'two' for '--threads <N>'");
+    shown(&["--ignore-index", "1.5"], "invalid value '1.5' for '--ignore-index <I>'");
+    shown(&["--ignore-index", "9223372036854775808"], "number too large");
+    let names: Vec<&str> = Backend::available().iter().map(|backend| backend.name()).collect();
+    let available = format!("unknown backend `neon2`; available: {}", names.join(", "));
+    shown(&["--backend", "neon2"], &available);
+
+    let message = failure(&xent().arg("score").output().unwrap(), 2);
+    assert!(message.contains("arguments were not provided: <FILE.safetensors>"), "{message}");
+    let message = failure(&xent().arg("scores").output().unwrap(), 2);
+    assert!(message.contains("unrecognized subcommand 'scores'"), "{message}");
+}
+
+#[test]
+fn backends_that_this_machine_lacks() {
+    let mut ran = 0;
+    for &backend in Backend::ALL {
+        if backend.is_available() {
+            println!("skipped: {backend} is available here");
+            continue;
+        }
+        let message = bad_usage(&["--backend", backend.name()]);
+        let part = format!("backend `{backend}` is not available here; available: ");
+        assert!(message.contains(&part), "{message}");
+        ran += 1;
+    }
+    assert_eq!(ran, Backend::ALL.len() - Backend::available().len());
+}
+
+#[test]
+fn a_bad_backend_in_the_environment_is_bad_usage() {
+    let files = Files::new();
+    let file = files.dump(&[0.0; 4], 2, &[0, 1]);
+    let output = xent().env("XENT_BACKEND", "mmx").arg("score").arg(&file).output().unwrap();
+    let message = failure(&output, 2);
+    assert!(message.starts_with("unknown backend `mmx`; available: scalar, "), "{message}");
+    // The command line wins, so that a bad variable does not matter.
+    let mut command = xent();
+    command.env("XENT_BACKEND", "mmx").arg("score").arg(&file).args(["--backend", "scalar"]);
+    assert!(command.output().unwrap().status.success());
+}

@@ -1,0 +1,328 @@
+//! What is printed is what the library and the oracle say, to the bit.
+
+mod common;
+
+use common::{Dtype, Files, bytes, json, losses, noise, score, text};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use xent::{Backend, CrossEntropy, Logits, RowOutputs, reference};
+
+const ROWS: usize = 37;
+const VOCAB: usize = 1_031;
+
+#[derive(Debug, Deserialize)]
+struct Row {
+    loss: Option<f32>,
+    lse: Option<f32>,
+    logprob: Option<f32>,
+    argmax: i64,
+    correct: bool,
+}
+
+fn rows(report: &Value) -> Vec<Row> {
+    // From text: a `Value` would hold the numbers as f64, rounded twice on their way to f32.
+    serde_json::from_str(&report["rows"].to_string()).unwrap()
+}
+
+/// Rows of noise, some ignored, some with the largest logit as their target.
+fn sample() -> (Vec<f32>, Vec<i64>) {
+    let logits = noise(ROWS * VOCAB, 42);
+    let target = |(i, row): (usize, &[f32])| match i % 5 {
+        0 => -100,
+        1 => reference::row(row, 0).argmax as i64,
+        _ => (i * 271 % VOCAB) as i64,
+    };
+    let targets = logits.chunks(VOCAB).enumerate().map(target).collect();
+    (logits, targets)
+}
+
+/// All that does not depend on the clock or on how it was computed.
+fn results(mut report: Value) -> Value {
+    for key in ["backend", "threads", "seconds", "gb_per_s"] {
+        assert!(report.as_object_mut().unwrap().remove(key).is_some(), "{key}");
+    }
+    report
+}
+
+#[test]
+fn rows_are_within_the_stated_error_of_the_oracle() {
+    let (logits, targets) = sample();
+    let report = json(&Files::new().dump(&logits, VOCAB, &targets), &[]);
+    let rows = rows(&report);
+    assert_eq!(rows.len(), ROWS);
+    let mut kept = 0;
+    for ((row, logits), &target) in rows.iter().zip(logits.chunks(VOCAB)).zip(&targets) {
+        let (loss, lse, logprob) = (row.loss.unwrap(), row.lse.unwrap(), row.logprob.unwrap());
+        let Ok(target) = usize::try_from(target) else {
+            assert_eq!((loss, lse, logprob, row.argmax, row.correct), (0.0, 0.0, 0.0, -1, false));
+            continue;
+        };
+        kept += 1;
+        let exact = reference::row(logits, target);
+        assert!(
+            reference::ulp_error(loss, exact.loss) <= f64::from(xent::LOSS_MAX_ULP),
+            "{row:?} {exact:?}"
+        );
+        assert!(reference::ulp_error(lse, exact.logsumexp) <= 1.0, "{row:?} {exact:?}");
+        assert_eq!(logprob, -loss);
+        assert_eq!(row.argmax, exact.argmax as i64);
+        assert_eq!(row.correct, exact.argmax == target);
+    }
+    assert_eq!(kept, 29);
+
+    let (sum, count) = reference::cross_entropy(&logits, VOCAB, &targets, -100);
+    assert_eq!(report["count"], json!(count));
+    assert_eq!(report["ignored"], json!(ROWS - count));
+    let mean = sum / count as f64;
+    assert!((report["loss"].as_f64().unwrap() - mean).abs() <= 1e-7 * mean);
+}
+
+#[test]
+fn every_number_reads_back_as_the_same_bits() {
+    let (logits, targets) = sample();
+    let file = Files::new();
+    let file = file.dump(&logits, VOCAB, &targets);
+    let (mut losses, mut lse) = ([0.0; ROWS], [0.0; ROWS]);
+    let (mut logprobs, mut argmax) = ([0.0; ROWS], [0; ROWS]);
+    let outputs = RowOutputs::new()
+        .losses(&mut losses)
+        .logsumexp(&mut lse)
+        .logprobs(&mut logprobs)
+        .argmax(&mut argmax);
+    let logits = Logits::new(&logits, ROWS, VOCAB).unwrap();
+    let e = CrossEntropy::new().evaluate(logits, &targets, outputs).unwrap();
+
+    let report = json(&file, &[]);
+    for (key, want) in [
+        ("loss", e.loss()),
+        ("perplexity", e.perplexity()),
+        ("stderr", e.stderr()),
+        ("perplexity_stderr", e.perplexity_stderr()),
+        ("bits_per_token", e.bits_per_token()),
+        ("accuracy", e.accuracy().unwrap()),
+    ] {
+        assert_eq!(report[key].as_f64().unwrap().to_bits(), want.to_bits(), "{key}");
+    }
+    for (i, row) in rows(&report).iter().enumerate() {
+        let got = [row.loss, row.lse, row.logprob].map(|x| x.unwrap().to_bits());
+        assert_eq!(got, [losses[i], lse[i], logprobs[i]].map(f32::to_bits), "row {i}");
+        assert_eq!(row.argmax, argmax[i]);
+    }
+    // Shortest for f32: what `Debug` prints, and not the digits of the same number as f64.
+    let output = score(&file, ["--json"]);
+    assert!(
+        text(&output.stdout).contains(&format!("\"loss\":{:?},\"lse\":{:?},", losses[1], lse[1]))
+    );
+}
+
+#[test]
+fn the_schema() {
+    let logits = [1.0, 2.0, 3.0, 0.5, -1.0, 2.0];
+    let report = json(&Files::new().dump(&logits, 3, &[2, 1]), &[]);
+    let keys: Vec<&String> = report.as_object().unwrap().keys().collect();
+    let mut expected = vec![
+        "loss",
+        "loss_is",
+        "reduction",
+        "perplexity",
+        "perplexity_stderr",
+        "stderr",
+        "bits_per_token",
+        "accuracy",
+        "count",
+        "ignored",
+        "vocab",
+        "backend",
+        "threads",
+        "seconds",
+        "gb_per_s",
+        "rows",
+    ];
+    expected.sort_unstable();
+    assert_eq!(keys, expected);
+    assert_eq!(report["loss_is"], "finite");
+    assert_eq!(report["reduction"], "mean");
+    assert_eq!(report["accuracy"], json!(0.5));
+    assert_eq!(report["vocab"], json!(3));
+    assert_eq!(report["backend"], Backend::selected().unwrap().name());
+    assert!(report["seconds"].as_f64().unwrap() > 0.0);
+    assert!(report["gb_per_s"].as_f64().unwrap() > 0.0);
+    let [a, b] = losses(&logits, 3, [2, 1]);
+    let expected = format!(
+        r#"[{{"loss":{a:?},"lse":{},"logprob":{:?},"argmax":2,"correct":true}},
+            {{"loss":{b:?},"lse":{},"logprob":{:?},"argmax":2,"correct":false}}]"#,
+        report["rows"][0]["lse"], -a, report["rows"][1]["lse"], -b,
+    );
+    assert_eq!(report["rows"], serde_json::from_str::<Value>(&expected).unwrap());
+}
+
+#[test]
+fn numbers_that_json_cannot_hold_are_null_and_named() {
+    const INF: f32 = f32::INFINITY;
+    let files = Files::new();
+    let report = json(&files.dump(&[f32::NAN, 0.0, 0.0, 0.0], 2, &[1, 0]), &[]);
+    assert_eq!((&report["loss"], &report["loss_is"]), (&Value::Null, &json!("nan")));
+    assert_eq!(report["perplexity"], Value::Null);
+    assert_eq!(report["stderr"], Value::Null);
+    assert_eq!(
+        report["rows"][0],
+        json!({"loss": null, "loss_is": "nan", "lse": null, "logprob": null, "argmax": 0, "correct": false})
+    );
+    assert_eq!(report["rows"][1].get("loss_is"), None);
+
+    let report = json(&files.dump(&[-INF, 0.0, 0.0, 0.0], 2, &[0, 0]), &["--reduction", "sum"]);
+    assert_eq!((&report["loss"], &report["loss_is"]), (&Value::Null, &json!("inf")));
+    let masked = &report["rows"][0];
+    assert!(masked["lse"].as_f64().unwrap().abs() <= f64::from(f32::EPSILON), "{masked}");
+    assert_eq!((&masked["loss"], &masked["loss_is"]), (&Value::Null, &json!("inf")));
+    assert_eq!((&masked["logprob"], &masked["argmax"]), (&Value::Null, &json!(1)));
+
+    let output = score(&files.path("dump.safetensors"), ["--per-token"]);
+    let stdout = text(&output.stdout);
+    assert!(stdout.contains("loss            inf +/- NaN (mean)"), "{stdout}");
+    assert!(stdout.lines().nth(1).unwrap().contains(" inf "), "{stdout}");
+}
+
+#[test]
+fn reductions() {
+    let (logits, targets) = sample();
+    let files = Files::new();
+    let file = files.dump(&logits, VOCAB, &targets);
+    let mean = json(&file, &["--reduction", "mean"]);
+    let sum = json(&file, &["--reduction", "sum"]);
+    let over = json(&file, &["--reduction", "mean-over:8"]);
+    let none = json(&file, &["--reduction", "none"]);
+    let total = sum["loss"].as_f64().unwrap();
+    assert_eq!(mean["loss"].as_f64().unwrap(), total / 29.0);
+    assert_eq!(over["loss"].as_f64().unwrap(), total / 8.0);
+    assert_eq!((&none["loss"], &none["loss_is"]), (&Value::Null, &json!("none")));
+    let names = [&mean, &sum, &over, &none].map(|report| report["reduction"].as_str().unwrap());
+    assert_eq!(names, ["mean", "sum", "mean-over:8", "none"]);
+    for report in [&sum, &over, &none] {
+        for key in ["perplexity", "stderr", "bits_per_token", "accuracy", "rows"] {
+            assert_eq!(report[key], mean[key], "{key}");
+        }
+    }
+}
+
+#[test]
+fn every_backend_and_any_number_of_threads_give_the_same_output() {
+    let (logits, targets) = sample();
+    let files = Files::new();
+    let file = files.dump(&logits, VOCAB, &targets);
+    let expected = results(json(&file, &["--backend", "scalar", "--threads", "1"]));
+    let mut ran = Vec::new();
+    for &backend in Backend::ALL {
+        if !backend.is_available() {
+            println!("skipped: {backend} is not available here");
+            continue;
+        }
+        // Without fused multiply-add the portable backend has the bound but not the bits.
+        let same_bits = backend != Backend::Portable || cfg!(target_feature = "fma");
+        for threads in ["1", "2", "3"] {
+            let report = json(&file, &["--backend", backend.name(), "--threads", threads]);
+            assert_eq!(report["backend"], backend.name());
+            assert_eq!(report["threads"].to_string(), threads);
+            if same_bits {
+                assert_eq!(results(report), expected, "{backend}, {threads} threads");
+            } else {
+                let one = json(&file, &["--backend", backend.name(), "--threads", "1"]);
+                let (one, report) = (results(one), results(report));
+                assert_eq!(report, one, "{backend}, {threads} threads");
+                let (a, b) = (report["loss"].as_f64(), expected["loss"].as_f64());
+                assert!((a.unwrap() - b.unwrap()).abs() < 1e-6);
+            }
+        }
+        ran.push(backend);
+    }
+    assert_eq!(ran, Backend::available());
+    println!("ran: {ran:?}");
+}
+
+#[test]
+fn the_environment_chooses_a_backend_unless_the_command_line_does() {
+    let files = Files::new();
+    let file = files.dump(&[0.0; 4], 2, &[0, 1]);
+    let backend = |args: &[&str]| {
+        let mut command = common::xent();
+        command.env("XENT_BACKEND", "scalar").arg("score").arg(&file).arg("--json").args(args);
+        let report: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        report["backend"].clone()
+    };
+    assert_eq!(backend(&[]), "scalar");
+    assert_eq!(backend(&["--backend", "portable"]), "portable");
+    assert_eq!(backend(&["--backend", "Portable"]), "portable");
+}
+
+#[test]
+fn targets_of_any_type_and_tensors_of_any_name() {
+    let logits = [1.0f32, 2.0, 3.0, 0.5, -1.0, 2.0, 7.0, 8.0, 9.0];
+    let logits = || bytes(&logits);
+    let files = Files::new();
+    let expected = results(json(
+        &files.tensors(
+            "i64",
+            &[
+                ("logits", Dtype::F32, vec![3, 3], logits()),
+                ("targets", Dtype::I64, vec![3], bytes(&[2i64, 9, 1])),
+            ],
+        ),
+        &["--ignore-index", "9"],
+    ));
+    assert_eq!(expected["ignored"], json!(1));
+    for (dtype, ids) in [(Dtype::I32, bytes(&[2i32, 9, 1])), (Dtype::U32, bytes(&[2u32, 9, 1]))] {
+        let tensors = [
+            ("lm_head.out", Dtype::F32, vec![3, 3], logits()),
+            ("labels", dtype, vec![3], ids),
+            ("logits", Dtype::U8, vec![2], vec![0, 0]),
+        ];
+        let file = files.tensors("other", &tensors);
+        let args = ["--logits", "lm_head.out", "--targets=labels", "--ignore-index=9"];
+        assert_eq!(results(json(&file, &args)), expected, "{dtype}");
+    }
+}
+
+#[test]
+fn an_ignore_index_may_be_negative_or_a_class_and_is_never_correct() {
+    let files = Files::new();
+    let file = files.dump(&[5.0, 1.0, f32::NAN, 2.0], 2, &[0, -1]);
+    let report = json(&file, &["--ignore-index", "-1"]);
+    assert_eq!((&report["count"], &report["ignored"]), (&json!(1), &json!(1)));
+    assert_eq!(report["accuracy"], json!(1.0));
+    // The argmax of an ignored row is -1 as well, which does not make it correct.
+    assert_eq!(
+        report["rows"][1],
+        json!({"loss": 0.0, "lse": 0.0, "logprob": 0.0, "argmax": -1, "correct": false})
+    );
+    let file = files.dump(&[5.0, 1.0, f32::NAN, 2.0], 2, &[0, 1]);
+    assert_eq!(json(&file, &["--ignore-index", "1"])["rows"], report["rows"]);
+}
+
+#[test]
+fn tensors_that_are_not_aligned_are_read_all_the_same() {
+    let logits = noise(4 * 9, 7);
+    let ids = [3i64, -100, 0, 8];
+    let files = Files::new();
+    let expected = results(json(&files.dump(&logits, 9, &ids), &[]));
+    let header = r#"{"logits":{"dtype":"F32","shape":[4,9],"data_offsets":[0,144]},"targets":{"dtype":"I64","shape":[4],"data_offsets":[144,176]}}"#;
+    let data = [bytes(&logits), bytes(&ids)].concat();
+    for padding in 0..8 {
+        let file = files.raw(&(header.to_owned() + &" ".repeat(padding)), &data);
+        assert_eq!(results(json(&file, &[])), expected, "{padding} bytes of padding");
+    }
+}
+
+#[test]
+fn empty_shapes() {
+    let files = Files::new();
+    let report = json(&files.dump(&[], 5, &[]), &[]);
+    assert_eq!((&report["loss"], &report["loss_is"]), (&Value::Null, &json!("nan")));
+    assert_eq!((&report["accuracy"], &report["count"]), (&Value::Null, &json!(0)));
+    assert_eq!(report["rows"], json!([]));
+    assert_eq!(json(&files.dump(&[], 5, &[]), &["--reduction", "sum"])["loss"], json!(0.0));
+
+    let report = json(&files.dump(&[], 0, &[-100, -100]), &[]);
+    assert_eq!((&report["ignored"], &report["loss_is"]), (&json!(2), &json!("nan")));
+    let output = score(&files.path("dump.safetensors"), [""; 0]);
+    assert!(text(&output.stdout).contains("rows            0 kept, 2 ignored"));
+}

@@ -1,0 +1,268 @@
+//! Which instructions run: detected once, chosen by name, entered through one function per kernel.
+//!
+//! This module and the instruction-set files hold all the `unsafe` of the crate.
+#![allow(unsafe_code)]
+
+use crate::Error;
+use crate::kernel::{exp, forward, read, softmax};
+use crate::simd::portable::Portable;
+use crate::simd::scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2::Avx2, avx512::Avx512};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+/// An instruction set that the kernels were compiled for.
+///
+/// The fastest available one is used unless another is asked for, by
+/// [`CrossEntropy::backend`](crate::CrossEntropy::backend) or by the environment variable
+/// `XENT_BACKEND` (read once; the API wins).
+///
+/// `scalar`, `avx2` and `avx512` return the same bits for every input. `portable` does too where it
+/// was compiled with fused multiply-add, and keeps the same error bounds elsewhere
+/// (`tests/equivalence.rs`).
+///
+/// ```
+/// use xent::Backend;
+///
+/// println!("{} of {:?}", Backend::selected()?, Backend::available());
+/// assert!(Backend::available().contains(&Backend::Scalar));
+/// assert_eq!("avx2".parse::<Backend>()?, Backend::Avx2);
+/// # Ok::<(), xent::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Backend {
+    /// Plain Rust, lane by lane: what the others are compared with. Slow.
+    Scalar,
+    /// The `wide` crate, with the instructions that this build was compiled for (SSE2 by default on
+    /// x86-64).
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Backend {
+    /// All backends, whether or not this machine can run them; slowest first.
+    pub const ALL: &'static [Backend] =
+        &[Backend::Scalar, Backend::Portable, Backend::Avx2, Backend::Avx512];
+
+    /// The name, as `XENT_BACKEND` and the command line take it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Backend::Scalar => "scalar",
+            Backend::Portable => "portable",
+            Backend::Avx2 => "avx2",
+            Backend::Avx512 => "avx512",
+        }
+    }
+
+    /// The backends that this machine can run, slowest first. Never empty.
+    pub fn available() -> &'static [Backend] {
+        static AVAILABLE: OnceLock<Vec<Backend>> = OnceLock::new();
+        AVAILABLE.get_or_init(|| Self::ALL.iter().copied().filter(|b| b.detect()).collect())
+    }
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        Self::available().contains(&self)
+    }
+
+    /// The backend that is used where none is asked for: that of `XENT_BACKEND`, or the fastest.
+    ///
+    /// # Errors
+    /// [`Error::UnknownBackend`] or [`Error::BackendUnavailable`] for a bad `XENT_BACKEND`.
+    pub fn selected() -> Result<Backend, Error> {
+        static SELECTED: OnceLock<Result<Backend, Error>> = OnceLock::new();
+        SELECTED
+            .get_or_init(|| match std::env::var_os("XENT_BACKEND") {
+                Some(name) if !name.is_empty() => {
+                    name.to_string_lossy().parse::<Backend>()?.require()
+                }
+                _ => Ok(Self::available()[Self::available().len() - 1]),
+            })
+            .clone()
+    }
+
+    fn require(self) -> Result<Backend, Error> {
+        if self.is_available() {
+            Ok(self)
+        } else {
+            Err(Error::BackendUnavailable { requested: self, available: Self::available() })
+        }
+    }
+
+    /// The kernels of `backend`, or of the selected one.
+    pub(crate) fn kernels(backend: Option<Backend>) -> Result<Kernels, Error> {
+        let backend = backend.map_or_else(Backend::selected, Backend::require)?;
+        Ok(Kernels(match backend {
+            Backend::Scalar => &scalar::ENTRIES,
+            Backend::Portable => &portable::ENTRIES,
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx2 => &avx2::ENTRIES,
+            #[cfg(target_arch = "x86_64")]
+            Backend::Avx512 => &avx512::ENTRIES,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("`require` refuses what `detect` does not find"),
+        }))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn detect(self) -> bool {
+        match self {
+            Backend::Scalar | Backend::Portable => true,
+            Backend::Avx2 => avx2::detect(),
+            Backend::Avx512 => avx512::detect(),
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detect(self) -> bool {
+        matches!(self, Backend::Scalar | Backend::Portable)
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Backend {
+    type Err = Error;
+
+    /// The backend of that [name](Backend::name), in any case, available or not.
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::ALL.iter().copied().find(|b| b.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+            Error::UnknownBackend { name: name.to_owned(), available: Self::available() }
+        })
+    }
+}
+
+/// The kernels of one backend, compiled with its instructions.
+///
+/// Calling one is sound on a CPU that has those instructions only.
+struct Entries {
+    forward: unsafe fn(&mut forward::Job<'_>),
+    forward_argmax: unsafe fn(&mut forward::Job<'_>),
+    softmax: unsafe fn(&mut softmax::Job<'_>),
+    log_softmax: unsafe fn(&mut softmax::Job<'_>),
+    logsumexp: unsafe fn(&mut softmax::LogSumExpJob<'_>),
+    row_loss: unsafe fn(&[f32], usize) -> f64,
+    exp: unsafe fn(&mut [f32]),
+    read: unsafe fn(&[f32]) -> f32,
+}
+
+/// The kernels of a backend that this machine can run: [`Backend::kernels`] makes no others.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels(&'static Entries);
+
+macro_rules! safe_entries {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)?;)*) => {
+        impl Kernels {$(
+            $(#[$doc])*
+            #[inline]
+            pub(crate) fn $name(self, $($arg: $type),*) $(-> $out)? {
+                // SAFETY: `Backend::kernels` detected the instructions of these entries.
+                unsafe { (self.0.$name)($($arg),*) }
+            }
+        )*}
+    };
+}
+safe_entries! {
+    forward(job: &mut forward::Job<'_>);
+    forward_argmax(job: &mut forward::Job<'_>);
+    softmax(job: &mut softmax::Job<'_>);
+    log_softmax(job: &mut softmax::Job<'_>);
+    logsumexp(job: &mut softmax::LogSumExpJob<'_>);
+    row_loss(logits: &[f32], target: usize) -> f64;
+    exp(values: &mut [f32]);
+    read(values: &[f32]) -> f32;
+}
+
+/// One module per backend: its entry functions, and its detection from the same feature list.
+///
+/// `#[target_feature]` stands on these concrete functions only, and everything generic is inlined
+/// into them; that is what makes the intrinsics instructions rather than calls.
+macro_rules! backend {
+    ($module:ident, $token:expr $(, $feature:tt)*) => {
+        mod $module {
+            use super::*;
+
+            #[cfg(target_arch = "x86_64")]
+            #[allow(dead_code, reason = "backends without features are always there")]
+            pub(super) fn detect() -> bool {
+                true $(&& std::arch::is_x86_feature_detected!($feature))*
+            }
+
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn forward(job: &mut forward::Job<'_>) {
+                forward::run::<_, false>($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn forward_argmax(job: &mut forward::Job<'_>) {
+                forward::run::<_, true>($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn softmax(job: &mut softmax::Job<'_>) {
+                softmax::run::<_, false>($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn log_softmax(job: &mut softmax::Job<'_>) {
+                softmax::run::<_, true>($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn logsumexp(job: &mut softmax::LogSumExpJob<'_>) {
+                softmax::run_logsumexp($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn row_loss(logits: &[f32], target: usize) -> f64 {
+                forward::row_loss($token, logits, target)
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn exp(values: &mut [f32]) {
+                exp::run($token, values);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn read(values: &[f32]) -> f32 {
+                read::run($token, values)
+            }
+
+            pub(super) static ENTRIES: Entries = Entries {
+                forward,
+                forward_argmax,
+                softmax,
+                log_softmax,
+                logsumexp,
+                row_loss,
+                exp,
+                read,
+            };
+        }
+    };
+}
+
+backend!(scalar, Scalar);
+backend!(portable, Portable);
+#[cfg(target_arch = "x86_64")]
+backend!(
+    avx2,
+    // SAFETY: the entry function that makes the token requires these features.
+    unsafe { Avx2::new() },
+    "avx2",
+    "fma"
+);
+#[cfg(target_arch = "x86_64")]
+backend!(
+    avx512,
+    // SAFETY: the entry function that makes the token requires these features.
+    unsafe { Avx512::new() },
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "fma"
+);

@@ -1,0 +1,115 @@
+//! What a caller can get wrong.
+#![forbid(unsafe_code)]
+
+use crate::Backend;
+
+/// Why a call was refused. Raised before any output is written.
+///
+/// ```
+/// use xent::{CrossEntropy, Error, Logits};
+///
+/// let logits = Logits::new(&[0.0; 6], 2, 3).unwrap();
+/// let error = CrossEntropy::new().forward(logits, &[0i64, 3]).unwrap_err();
+/// assert_eq!(error, Error::TargetOutOfRange { row: 1, target: 3, vocab: 3 });
+/// assert_eq!(error.to_string(), "row 1: target 3 is out of range for a vocabulary of 3");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A contiguous matrix has another number of elements than `rows * vocab`.
+    #[error("{rows} rows of {vocab} need {} elements, but the slice has {len}", *rows as u128 * *vocab as u128)]
+    Length {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Classes of a row.
+        vocab: usize,
+        /// Elements of the slice.
+        len: usize,
+    },
+    /// A strided matrix does not fit into its slice.
+    #[error(
+        "{rows} rows of {vocab} at stride {stride} need {needed} elements, but the slice has {len}"
+    )]
+    StridedLength {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Classes of a row.
+        vocab: usize,
+        /// Elements from the start of a row to the start of the next.
+        stride: usize,
+        /// The smallest slice that would do.
+        needed: usize,
+        /// Elements of the slice.
+        len: usize,
+    },
+    /// Rows would overlap.
+    #[error("a row stride of {stride} is smaller than the vocabulary of {vocab}")]
+    Stride {
+        /// Elements from the start of a row to the start of the next.
+        stride: usize,
+        /// Classes of a row.
+        vocab: usize,
+    },
+    /// The number of elements does not fit into `usize`.
+    #[error("{rows} rows of {elements} elements are more than an address can count")]
+    Overflow {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Elements per row: the stride, or the vocabulary if there is no stride.
+        elements: usize,
+    },
+    /// There is not one target per row.
+    #[error("{targets} targets for {rows} rows")]
+    TargetCount {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Targets given.
+        targets: usize,
+    },
+    /// A target is neither a class nor `ignore_index`. For an empty vocabulary every target is.
+    #[error("row {row}: target {target} is out of range for a vocabulary of {vocab}")]
+    TargetOutOfRange {
+        /// The first such row.
+        row: usize,
+        /// Its target.
+        target: i128,
+        /// Classes of a row.
+        vocab: usize,
+    },
+    /// An output does not have the length that goes with the input.
+    #[error("output `{output}` has {len} elements instead of {expected}")]
+    OutputLength {
+        /// Which output.
+        output: &'static str,
+        /// Its length.
+        len: usize,
+        /// The length it must have.
+        expected: usize,
+    },
+    /// The divisor of [`Reduction::MeanOver`](crate::Reduction::MeanOver) is not a positive number.
+    #[error("a mean over {count} is not defined: the count must be finite and above 0")]
+    Count {
+        /// The divisor, as text (so that errors can be compared).
+        count: String,
+    },
+    /// This CPU, or this build, cannot run the backend.
+    #[error("backend `{requested}` is not available here; available: {}", names(available))]
+    BackendUnavailable {
+        /// The backend asked for.
+        requested: Backend,
+        /// Those that can be had.
+        available: &'static [Backend],
+    },
+    /// There is no backend of that name.
+    #[error("unknown backend `{name}`; available: {}", names(available))]
+    UnknownBackend {
+        /// The name given.
+        name: String,
+        /// Those that can be had.
+        available: &'static [Backend],
+    },
+}
+
+fn names(backends: &[Backend]) -> String {
+    backends.iter().map(|b| b.name()).collect::<Vec<_>>().join(", ")
+}

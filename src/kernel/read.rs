@@ -1,0 +1,22 @@
+//! The limit that the benches compare with: reading a slice, as fast as this backend can.
+
+use super::sum::max_lane;
+use crate::simd::{LANES, Simd};
+
+/// The largest element (NaN ignored), eight vectors at a time: one load and one maximum each.
+#[inline(always)]
+pub(crate) fn run<S: Simd>(s: S, values: &[f32]) -> f32 {
+    let (vectors, rest) = values.as_chunks::<LANES>();
+    let (groups, vectors) = vectors.as_chunks::<8>();
+    let mut max = [s.splat(f32::NEG_INFINITY); 8];
+    for group in groups {
+        for (max, lanes) in max.iter_mut().zip(group) {
+            *max = s.max_or(s.load(lanes), *max);
+        }
+    }
+    let mut all = f32::NEG_INFINITY;
+    for max in max {
+        all = all.max(max_lane(s.to_lanes(max)));
+    }
+    vectors.as_flattened().iter().chain(rest).fold(all, |all, &x| if x > all { x } else { all })
+}

@@ -1,0 +1,114 @@
+//! `softmax`, `log_softmax` and `logsumexp` of a group of rows.
+
+use super::exp::{Map, Scale, map_lanes};
+use super::sum;
+use crate::logits::{Logits, LogitsMut};
+use crate::math;
+use crate::simd::Simd;
+use std::f64::consts::LN_2;
+
+/// Rows to transform in place, after copying `src` over them if there is one.
+pub(crate) struct Job<'a> {
+    pub(crate) src: Option<Logits<'a>>,
+    pub(crate) dst: LogitsMut<'a>,
+}
+
+/// Rows to reduce to one number each.
+pub(crate) struct LogSumExpJob<'a> {
+    pub(crate) logits: Logits<'a>,
+    pub(crate) out: &'a mut [f32],
+}
+
+/// `x` as the sum of two `f32`.
+fn split(x: f64) -> (f32, f32) {
+    let hi = x as f32;
+    (hi, (x - f64::from(hi)) as f32)
+}
+
+#[inline(always)]
+fn softmax_row<S: Simd>(s: S, row: &mut [f32]) {
+    let sum = sum::row::<S, false>(s, row, None).sum;
+    let lse = sum.ln_from_origin::<S>();
+    if !lse.is_finite() {
+        row.fill(f32::NAN);
+        return;
+    }
+    // e^(x - lse) = s (1 + q) e^(exponent ln 2 - lse) with s = 2^(n - exponent) <= 2. The last
+    // factor is close to 1 and needs two parts, or its rounding would show in every result.
+    let exponent = ((lse / LN_2) as f32).round_ties_even();
+    let (hi, lo) = split(math::exp(f64::from(exponent) * LN_2 - lse));
+    let probability = Probability {
+        scale: Scale::<S>::new(s, exponent, 127.0),
+        origin: s.splat(sum.origin()),
+        hi: s.splat(hi),
+        lo: s.splat(lo),
+    };
+    map_lanes(s, row, &probability);
+}
+
+struct Probability<S: Simd> {
+    scale: Scale<S>,
+    origin: S::V,
+    hi: S::V,
+    lo: S::V,
+}
+
+impl<S: Simd> Map<S> for Probability<S> {
+    #[inline(always)]
+    fn map(&self, s: S, x: S::V) -> S::V {
+        let exp = self.scale.split::<true>(s, s.sub(x, self.origin));
+        let low = s.mul_add(self.lo, exp.q, self.lo);
+        s.mul(exp.s, s.add(self.hi, s.mul_add(self.hi, exp.q, low)))
+    }
+}
+
+#[inline(always)]
+fn log_softmax_row<S: Simd>(s: S, row: &mut [f32]) {
+    // The largest element is left out of the sum, as the target of a loss is: its own
+    // log-probability then keeps its digits when it is close to 0.
+    let best = sum::argmax_ignoring_nan(s, row);
+    let max = row[best];
+    let loss = sum::row::<S, false>(s, row, Some(best)).sum.loss::<S>(max);
+    if loss.is_nan() {
+        row.fill(f32::NAN);
+        return;
+    }
+    let (hi, lo) = split(loss);
+    map_lanes(s, row, &LogProbability { max: s.splat(max), hi: s.splat(hi), lo: s.splat(lo) });
+}
+
+struct LogProbability<S: Simd> {
+    max: S::V,
+    hi: S::V,
+    lo: S::V,
+}
+
+impl<S: Simd> Map<S> for LogProbability<S> {
+    #[inline(always)]
+    fn map(&self, s: S, x: S::V) -> S::V {
+        // Three subtractions: folding `max` and the logarithm loses digits where `max` is large.
+        s.sub(s.sub(s.sub(x, self.max), self.hi), self.lo)
+    }
+}
+
+#[inline(always)]
+pub(crate) fn run<S: Simd, const LOG: bool>(s: S, job: &mut Job<'_>) {
+    for i in 0..job.dst.rows() {
+        let row = job.dst.row_mut(i);
+        if let Some(src) = &job.src {
+            row.copy_from_slice(src.row(i));
+        }
+        if LOG {
+            log_softmax_row(s, row);
+        } else {
+            softmax_row(s, row);
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn run_logsumexp<S: Simd>(s: S, job: &mut LogSumExpJob<'_>) {
+    for (i, out) in job.out.iter_mut().enumerate() {
+        *out = sum::row::<S, false>(s, job.logits.row(i), None).sum.ln::<S>() as f32;
+    }
+}

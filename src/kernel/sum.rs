@@ -1,0 +1,469 @@
+//! The single pass over a row: the sum of the exponentials of all classes but one.
+//!
+//! A row is chunks of 32,768 elements, a chunk is blocks of 1,024 (4 KiB: L1), a block is steps of
+//! four vectors. A chunk has one reference exponent; its statistics are merged in order.
+
+use super::exp::{self, Parts, Scale};
+use crate::math;
+use crate::simd::{LANES, Lanes, Simd};
+use std::f64::consts::LN_2;
+use std::ops::Range;
+use std::slice::from_ref;
+
+/// The unit of work: four vectors, 64 elements.
+pub(crate) type Step = [Lanes; 4];
+
+const STEP: usize = 4 * LANES;
+
+/// Elements that are processed between two looks at the reference.
+pub(crate) const BLOCK: usize = 1024;
+
+/// Elements with a reference of their own. Rows are the merge of their chunks, so a row that is cut
+/// at multiples of this has the same parts as a whole one.
+pub(crate) const CHUNK: usize = 32 * BLOCK;
+
+/// A row as whole steps. The last elements are padded with -inf and the class to leave out is replaced
+/// by it, in copies of the two steps concerned: no loop has a masked tail.
+struct Steps<'a> {
+    whole: &'a [Step],
+    tail: Step,
+    patch: Step,
+    /// The index of `patch`; larger than any if there is none.
+    patched: usize,
+    len: usize,
+}
+
+impl<'a> Steps<'a> {
+    #[inline(always)]
+    fn new(row: &'a [f32], skip: Option<usize>) -> Self {
+        let (vectors, _) = row.as_chunks::<LANES>();
+        let (whole, _) = vectors.as_chunks::<4>();
+        let mut steps = Steps {
+            whole,
+            tail: [[f32::NEG_INFINITY; LANES]; 4],
+            patch: [[f32::NEG_INFINITY; LANES]; 4],
+            patched: usize::MAX,
+            len: row.len().div_ceil(STEP),
+        };
+        let rest = &row[whole.len() * STEP..];
+        steps.tail.as_flattened_mut()[..rest.len()].copy_from_slice(rest);
+        if let Some(class) = skip {
+            steps.patch = *steps.get(class / STEP);
+            steps.patch.as_flattened_mut()[class % STEP] = f32::NEG_INFINITY;
+            steps.patched = class / STEP;
+        }
+        steps
+    }
+
+    #[inline(always)]
+    fn get(&self, i: usize) -> &Step {
+        self.whole.get(i).unwrap_or(&self.tail)
+    }
+
+    /// The steps of a block, in order. All but the first piece are empty in most blocks.
+    #[inline(always)]
+    fn pieces(&self, block: Range<usize>) -> [&[Step]; 4] {
+        let whole = |steps: Range<usize>| {
+            let end = steps.end.min(self.whole.len());
+            &self.whole[steps.start.min(end)..end]
+        };
+        let Range { start, end } = block;
+        let tail = if end > self.whole.len() { from_ref(&self.tail) } else { &[] };
+        if !block.contains(&self.patched) {
+            return [whole(block), &[], &[], tail];
+        }
+        let tail = if self.patched < self.whole.len() { tail } else { &[] };
+        let (before, after) = (whole(start..self.patched), whole(self.patched + 1..end));
+        [before, from_ref(&self.patch), after, tail]
+    }
+
+    /// The largest element, NaN ignored; -inf if there is none.
+    #[inline(always)]
+    fn max<S: Simd>(&self, s: S, block: Range<usize>) -> f32 {
+        let mut max = [s.splat(f32::NEG_INFINITY); 4];
+        for piece in self.pieces(block) {
+            for step in piece {
+                for (max, lanes) in max.iter_mut().zip(step) {
+                    *max = s.max_or(s.load(lanes), *max);
+                }
+            }
+        }
+        let max = s.max_or(s.max_or(max[0], max[1]), s.max_or(max[2], max[3]));
+        max_lane(s.to_lanes(max))
+    }
+
+    fn any_nan(&self, block: Range<usize>) -> bool {
+        let elements =
+            |piece: &[Step]| piece.as_flattened().as_flattened().iter().any(|x| x.is_nan());
+        self.pieces(block).into_iter().any(elements)
+    }
+}
+
+/// The exponent field of the reference, and what may come above and below it.
+///
+/// The first class seen has field 119, s = 2^-8. A class 2^8 times as probable (5.5 nats above) still
+/// fits; the next one moves the reference. Below, everything down to 2^-119 of the reference (82
+/// nats) counts, and what is smaller is exactly 0.
+const FIELD: f32 = 119.0;
+const HEADROOM: f32 = 8.0;
+
+/// What exceeds this in a power of two is summed in [`BlockSum::hi`], the rest in `low`.
+///
+/// Both sums are exact where it matters: what goes to `hi` is a multiple of 2^-15, what goes to `low`
+/// at most that. In one sum, a power 2^-24 times the largest would be lost to rounding.
+const COARSE: f32 = 1.0 / 32_768.0;
+
+/// What [`BlockSum::hi`] starts from, to be subtracted in the end.
+///
+/// The sum of a block stays within [256, 512) with it, where one unit of the last place is 2^-15:
+/// coarse powers are added exactly, and the error of adding anything smaller than `hi` is exact.
+const ANCHOR: f32 = 384.0;
+
+/// Elements sit this many exponents below the reference on average: the share of `ln_2_excess`
+/// that a row as a whole has.
+const TYPICAL_DEPTH: f64 = 4.0;
+
+/// How far ahead memory is asked for: a page. The loop keeps the arithmetic units so busy that few loads
+/// of later steps get started by themselves, and the hardware prefetcher stops at page ends.
+const PREFETCH: usize = 1024;
+
+/// `sum(e^x)` of a part of a row, as `sum * e^(origin) * 2^(exponent)`.
+#[derive(Clone, Copy)]
+pub(crate) struct ExpSum {
+    /// Subtracted from every `x` before it is split; 0 but for rows that are astronomically large.
+    origin: f32,
+    /// An integer; -inf as long as nothing but -inf was seen.
+    exponent: f32,
+    sum: f64,
+    /// A NaN or +inf was seen where it does not show in `sum`.
+    pub(crate) nan: bool,
+    pub(crate) inf: bool,
+}
+
+/// A sum in three parts, and the union of the bits of all `z`.
+struct BlockSum<S: Simd> {
+    /// Multiples of 2^-15, and [`ANCHOR`].
+    hi: S::V,
+    /// Powers of two up to 2^-15.
+    low: S::V,
+    /// What rounding took from corrections when they were added to `hi`.
+    lost: S::V,
+    bits: S::V,
+    /// The largest element, NaN ignored, if it was asked for.
+    max: S::V,
+}
+
+// A function rather than a closure: a closure cannot be told to be inlined, and one that is not
+// has no access to the vector instructions.
+#[inline(always)]
+fn split<S: Simd, const SHIFTED: bool>(
+    s: S,
+    lanes: &Lanes,
+    scale: &Scale<S>,
+    origin: S::V,
+) -> Parts<S> {
+    let x = s.load(lanes);
+    scale.split::<false>(s, if SHIFTED { s.sub(x, origin) } else { x })
+}
+
+/// Sums the exponentials of the steps of a block. `SHIFTED` subtracts `origin` first, `MAX` finds the
+/// largest element too.
+#[inline(always)]
+fn sum_steps<S: Simd, const SHIFTED: bool, const MAX: bool>(
+    s: S,
+    steps: &Steps<'_>,
+    block: Range<usize>,
+    at: &ExpSum,
+) -> BlockSum<S> {
+    let scale = Scale::<S>::new(s, at.exponent, FIELD);
+    let origin = s.splat(at.origin);
+    let coarse = s.splat(COARSE);
+    let mut hi = s.splat(ANCHOR);
+    let mut low = s.splat(0.0);
+    let mut lost = s.splat(0.0);
+    let mut bits = s.splat(0.0);
+    let mut max = s.splat(f32::NEG_INFINITY);
+    for piece in steps.pieces(block) {
+        for step in piece {
+            for lanes in step {
+                s.prefetch(lanes.as_ptr().wrapping_add(PREFETCH));
+            }
+            if MAX {
+                for lanes in step {
+                    max = s.max_or(s.load(lanes), max);
+                }
+            }
+            let mut rest = lost;
+            for pair in step.as_chunks::<2>().0 {
+                let a = split::<S, SHIFTED>(s, &pair[0], &scale, origin);
+                let b = split::<S, SHIFTED>(s, &pair[1], &scale, origin);
+                bits = s.or3(bits, a.z, b.z);
+                for part in [a, b] {
+                    let small = s.min(part.s, coarse);
+                    low = s.add(low, small);
+                    hi = s.add(hi, s.sub(part.s, small));
+                    rest = s.mul_add(part.s, part.q, rest);
+                }
+            }
+            // What rounding takes from this sum is exact, as |hi| >= |rest|; it goes into the next.
+            let sum = s.add(hi, rest);
+            lost = s.sub(rest, s.sub(sum, hi));
+            hi = sum;
+        }
+    }
+    BlockSum { hi, low, lost, bits, max }
+}
+
+/// The largest of 16 numbers none of which is NaN.
+#[inline(always)]
+pub(crate) fn max_lane(lanes: Lanes) -> f32 {
+    let mut max = lanes[0];
+    for x in lanes {
+        max = if x > max { x } else { max };
+    }
+    max
+}
+
+/// The sum of one chunk while it is being read: 16 lanes of `f64`.
+struct ChunkSum<S: Simd> {
+    s: S,
+    at: ExpSum,
+    sums: S::Wide,
+    /// The largest element of the last block, if it was asked for.
+    max: f32,
+}
+
+impl<S: Simd> ChunkSum<S> {
+    #[inline(always)]
+    fn new(s: S) -> Self {
+        ChunkSum { s, at: ExpSum::EMPTY, sums: s.wide_zero(), max: f32::NEG_INFINITY }
+    }
+
+    #[inline(always)]
+    fn add_block<const MAX: bool>(&mut self, steps: &Steps<'_>, block: Range<usize>) {
+        let mut looked = false;
+        if self.at.is_empty() {
+            if !self.look(steps, block.clone()) {
+                return;
+            }
+            looked = true;
+        }
+        loop {
+            let sum = if self.at.origin == 0.0 {
+                sum_steps::<S, false, MAX>(self.s, steps, block.clone(), &self.at)
+            } else {
+                sum_steps::<S, true, MAX>(self.s, steps, block.clone(), &self.at)
+            };
+            // After a look only a NaN can be left in the bits, and that shows in the sum.
+            if looked || exp::fields_fit(self.s, sum.bits) {
+                let s = self.s;
+                self.sums = s.wide_add(self.sums, s.sub(sum.hi, s.splat(ANCHOR)));
+                self.sums = s.wide_add(self.sums, sum.low);
+                self.sums = s.wide_add(self.sums, sum.lost);
+                if MAX {
+                    self.max = max_lane(s.to_lanes(sum.max));
+                }
+                return;
+            }
+            if !self.look(steps, block.clone()) {
+                return;
+            }
+            looked = true;
+        }
+    }
+
+    /// Moves the reference up to the largest element of a block if it is above what fits. False if
+    /// there is nothing to sum: only -inf, or +inf.
+    #[inline(always)]
+    fn look(&mut self, steps: &Steps<'_>, block: Range<usize>) -> bool {
+        let max = steps.max(self.s, block.clone());
+        if max.is_infinite() {
+            self.max = max;
+            self.at.inf |= max > 0.0;
+            self.at.nan |= steps.any_nan(block);
+            return false;
+        }
+        if self.at.is_empty()
+            || exp::exponent_of(max - self.at.origin) > self.at.exponent + HEADROOM - 1.0
+        {
+            let mut to = ExpSum { origin: 0.0, exponent: exp::exponent_of(max), ..self.at };
+            if to.exponent.abs() > exp::max_exponent::<S>() {
+                (to.origin, to.exponent) = (max, 0.0);
+            }
+            let factor = self.at.scale_to::<S>(&to);
+            self.sums = self.s.wide_scale(self.sums, factor);
+            self.at = to;
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn finish(self) -> ExpSum {
+        ExpSum { sum: self.s.wide_sum(self.sums), ..self.at }
+    }
+}
+
+impl ExpSum {
+    pub(crate) const EMPTY: ExpSum =
+        ExpSum { origin: 0.0, exponent: f32::NEG_INFINITY, sum: 0.0, nan: false, inf: false };
+
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        self.exponent == f32::NEG_INFINITY
+    }
+
+    /// The factor that turns a sum relative to `self` into one relative to `to`: a power of two,
+    /// hence exact, unless an origin is involved.
+    #[inline(always)]
+    fn scale_to<S: Simd>(&self, to: &ExpSum) -> f64 {
+        if self.is_empty() {
+            1.0
+        } else if self.origin == to.origin {
+            math::exp2_int((self.exponent - to.exponent) as i32)
+        } else {
+            math::exp(self.reference::<S>() - to.reference::<S>())
+        }
+    }
+
+    #[inline(always)]
+    fn reference<S: Simd>(&self) -> f64 {
+        f64::from(self.origin) + f64::from(self.exponent) * exp::ln_2_step::<S>()
+    }
+
+    /// The sum over both parts.
+    #[inline(always)]
+    fn merge<S: Simd>(&self, other: &ExpSum) -> ExpSum {
+        let (nan, inf) = (self.nan | other.nan, self.inf | other.inf);
+        let (low, high) = if other.is_empty()
+            || (!self.is_empty() && self.reference::<S>() >= other.reference::<S>())
+        {
+            (other, self)
+        } else {
+            (self, other)
+        };
+        if low.is_empty() {
+            return ExpSum { nan, inf, ..*high };
+        }
+        ExpSum { sum: high.sum + low.sum * low.scale_to::<S>(high), nan, inf, ..*high }
+    }
+
+    /// `ln` of the factor by which `sum` is smaller than the sum of `e^(x + shift)`.
+    ///
+    /// The origin may be as large as an `f32` can be: it is added to the shift first, before anything
+    /// small.
+    #[inline(always)]
+    fn ln_unit<S: Simd>(&self, shift: f64) -> f64 {
+        const CORRECTION: f64 = HEADROOM as f64 * LN_2;
+        (f64::from(self.origin) + shift)
+            + f64::from(self.exponent) * exp::ln_2_step::<S>()
+            + (CORRECTION - TYPICAL_DEPTH * exp::ln_2_excess::<S>())
+    }
+
+    /// What is subtracted from every element before it is split.
+    #[inline(always)]
+    pub(crate) fn origin(&self) -> f32 {
+        self.origin
+    }
+
+    /// Whether the softmax of the row is NaN: a NaN or +inf was seen.
+    #[inline(always)]
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.nan | self.inf | self.sum.is_nan()
+    }
+
+    /// `ln(sum(e^x))`; -inf for nothing but -inf, +inf if there was one, NaN if there was one.
+    #[inline(always)]
+    pub(crate) fn ln<S: Simd>(&self) -> f64 {
+        self.ln_shifted::<S>(0.0)
+    }
+
+    /// `ln(sum(e^(x - origin)))`, as [`ExpSum::ln`] otherwise.
+    #[inline(always)]
+    pub(crate) fn ln_from_origin<S: Simd>(&self) -> f64 {
+        self.ln_shifted::<S>(-f64::from(self.origin))
+    }
+
+    #[inline(always)]
+    fn ln_shifted<S: Simd>(&self, shift: f64) -> f64 {
+        if self.nan | self.sum.is_nan() {
+            f64::NAN
+        } else if self.inf {
+            f64::INFINITY
+        } else if self.is_empty() {
+            f64::NEG_INFINITY
+        } else {
+            self.ln_unit::<S>(shift) + math::ln(self.sum)
+        }
+    }
+
+    /// `ln(1 + sum(e^(x - target)))`, the loss of a row whose other classes were summed.
+    ///
+    /// The target never enters a sum, so that the loss of a confident row keeps all its digits.
+    #[inline(always)]
+    pub(crate) fn loss<S: Simd>(&self, target: f32) -> f64 {
+        if self.is_poisoned() || target.is_nan() || target == f32::INFINITY {
+            return f64::NAN;
+        }
+        if self.is_empty() || self.sum == 0.0 {
+            return if target == f32::NEG_INFINITY { f64::NAN } else { 0.0 };
+        }
+        let gap = self.ln_unit::<S>(-f64::from(target));
+        if gap < 600.0 { math::ln_1p(self.sum * math::exp(gap)) } else { gap + math::ln(self.sum) }
+    }
+}
+
+/// What one read of a row yields.
+pub(crate) struct RowSum {
+    /// Over all classes but one.
+    pub(crate) sum: ExpSum,
+    /// The largest element of these classes, NaN ignored; -inf if it was not asked for.
+    pub(crate) max: f32,
+    /// Where the first block with that element starts.
+    pub(crate) max_block: usize,
+}
+
+/// Reads a row once. Class `skip` is left out; `MAX` finds the largest element too.
+#[inline(always)]
+pub(crate) fn row<S: Simd, const MAX: bool>(s: S, row: &[f32], skip: Option<usize>) -> RowSum {
+    let steps = Steps::new(row, skip);
+    let mut out = RowSum { sum: ExpSum::EMPTY, max: f32::NEG_INFINITY, max_block: 0 };
+    for chunk in ranges(0..steps.len, CHUNK / STEP) {
+        let first = chunk.start == 0;
+        let mut sum = ChunkSum::new(s);
+        for block in ranges(chunk, BLOCK / STEP) {
+            sum.add_block::<MAX>(&steps, block.clone());
+            if MAX && sum.max > out.max {
+                (out.max, out.max_block) = (sum.max, block.start * STEP);
+            }
+        }
+        let sum = sum.finish();
+        out.sum = if first { sum } else { out.sum.merge::<S>(&sum) };
+    }
+    out
+}
+
+/// A range cut into pieces of `len`, the last one shorter.
+fn ranges(all: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    all.clone().step_by(len).map(move |start| start..(start + len).min(all.end))
+}
+
+/// The first index of the largest element, NaN ignored; 0 if there is none.
+#[inline(always)]
+pub(crate) fn argmax_ignoring_nan<S: Simd>(s: S, row: &[f32]) -> usize {
+    let steps = Steps::new(row, None);
+    let mut best = (f32::NEG_INFINITY, 0);
+    for block in ranges(0..steps.len, BLOCK / STEP) {
+        let start = block.start * STEP;
+        let max = steps.max(s, block);
+        if max > best.0 {
+            best = (max, start);
+        }
+    }
+    first_in_block(row, best.1, best.0)
+}
+
+/// The first index of `value` in the block that starts at `start`; `start` if it is not there.
+#[inline(always)]
+pub(crate) fn first_in_block(row: &[f32], start: usize, value: f32) -> usize {
+    start + row[start..].iter().take(BLOCK).position(|&x| x == value).unwrap_or(0)
+}

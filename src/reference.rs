@@ -1,0 +1,143 @@
+//! The oracle: what the kernels are proven against, and what to verify your own kernel with.
+//!
+//! Two passes in `f64` with compensated sums, written to be read rather than to be fast. Results are
+//! exact to a few units of the last place of `f64`, far beyond the `f32` that they judge.
+//!
+//! ```
+//! use xent::reference;
+//!
+//! let my_loss = 0.40760598_f32; // of your own kernel
+//! let exact = reference::row(&[1.0, 2.0, 3.0], 2).loss;
+//! assert!(reference::ulp_error(my_loss, exact) <= 1.0);
+//! ```
+#![forbid(unsafe_code)]
+
+/// Everything about one row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Row {
+    /// Negative log-probability of the target.
+    pub loss: f64,
+    /// Logarithm of the sum of exponentials.
+    pub logsumexp: f64,
+    /// First index of the largest logit, or of the first NaN.
+    pub argmax: usize,
+}
+
+/// Adds numbers without losing what rounding takes from each addition (Neumaier's algorithm).
+fn sum(values: impl Iterator<Item = f64>) -> f64 {
+    let (mut sum, mut lost) = (0.0_f64, 0.0);
+    for x in values {
+        let next = sum + x;
+        // NaN and infinities have nothing to lose.
+        if next.is_finite() {
+            lost += if sum.abs() >= x.abs() { (sum - next) + x } else { (x - next) + sum };
+        }
+        sum = next;
+    }
+    sum + lost
+}
+
+/// The largest logit, NaN if there is one, -inf if there are none.
+fn max(logits: impl Iterator<Item = f64>) -> f64 {
+    logits.fold(f64::NEG_INFINITY, |max, x| if x > max || x.is_nan() { x } else { max })
+}
+
+/// `ln(sum_j e^x[j])`.
+pub fn logsumexp(logits: &[f32]) -> f64 {
+    let x = || logits.iter().map(|&x| f64::from(x));
+    let max = max(x());
+    if !max.is_finite() {
+        return max;
+    }
+    max + sum(x().map(|x| (x - max).exp())).ln()
+}
+
+/// Loss, logsumexp and argmax of one row.
+///
+/// The target is kept out of the sum, `loss = ln(1 + sum_(j != target) e^(x[j] - x[target]))`, which
+/// is exact for confident predictions too.
+///
+/// # Panics
+/// If `target` is not a class.
+pub fn row(logits: &[f32], target: usize) -> Row {
+    let t = f64::from(logits[target]);
+    let others = || {
+        let all = logits.iter().enumerate();
+        all.filter(|&(j, _)| j != target).map(|(_, &x)| f64::from(x))
+    };
+    let max = max(others());
+    let loss = if t.is_nan() || t == f64::INFINITY || max.is_nan() || max == f64::INFINITY {
+        f64::NAN
+    } else if max == f64::NEG_INFINITY {
+        if t == f64::NEG_INFINITY { f64::NAN } else { 0.0 }
+    } else if max <= t {
+        sum(others().map(|x| (x - t).exp())).ln_1p()
+    } else {
+        (max - t) + (sum(others().map(|x| (x - max).exp())) + (t - max).exp()).ln()
+    };
+    let mut argmax = 0;
+    for (j, x) in logits.iter().enumerate() {
+        if *x > logits[argmax] || (x.is_nan() && !logits[argmax].is_nan()) {
+            argmax = j;
+        }
+    }
+    Row { loss, logsumexp: logsumexp(logits), argmax }
+}
+
+/// The sum of the losses of rows of `vocab` logits, and the number of rows kept.
+///
+/// # Panics
+/// If a target is neither a class nor `ignore_index`.
+pub fn cross_entropy(
+    logits: &[f32],
+    vocab: usize,
+    targets: &[i64],
+    ignore_index: i64,
+) -> (f64, usize) {
+    let kept = || targets.iter().enumerate().filter(|&(_, &t)| t != ignore_index);
+    let losses = kept().map(|(i, &t)| row(&logits[i * vocab..][..vocab], t as usize).loss);
+    (sum(losses), kept().count())
+}
+
+/// `e^x[j] / sum_k e^x[k]`.
+pub fn softmax(logits: &[f32]) -> Vec<f64> {
+    log_softmax(logits).into_iter().map(f64::exp).collect()
+}
+
+/// `x[j] - ln(sum_k e^x[k])`, each class left out of its own sum as in [`row`] for the largest.
+pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = max(logits.iter().map(|&x| f64::from(x)));
+    let Some(best) = logits.iter().position(|&x| f64::from(x) == max) else {
+        return vec![f64::NAN; logits.len()];
+    };
+    let loss = row(logits, best).loss;
+    logits.iter().map(|&x| (f64::from(x) - max) - loss).collect()
+}
+
+/// The distance of `got` from `exact`, in units of the last place of `exact` rounded to `f32`.
+///
+/// 0 for two NaN, and for infinities that agree (`exact` beyond the range of `f32` is one). The unit
+/// of 0 and of subnormal numbers is the smallest subnormal.
+pub fn ulp_error(got: f32, exact: f64) -> f64 {
+    let rounded = exact as f32;
+    if got.is_nan() || rounded.is_nan() {
+        return if got.is_nan() && rounded.is_nan() { 0.0 } else { f64::INFINITY };
+    }
+    if got.is_infinite() || rounded.is_infinite() {
+        return if got == rounded { 0.0 } else { f64::INFINITY };
+    }
+    let exponent = (exact.abs().to_bits() >> 52) as i32 - 1023;
+    let unit = 2f64.powi(exponent.max(-126) - 23);
+    (f64::from(got) - exact).abs() / unit
+}
+
+/// The loss of a row as it is often written by hand: a pass for the maximum, a pass for the sum of
+/// exponentials, all in `f32`. The baseline that the benches compare with.
+///
+/// # Panics
+/// If `target` is not a class.
+pub fn two_pass_f32(logits: &[f32], target: usize) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = logits.iter().map(|&x| (x - max).exp()).sum();
+    sum.ln() + max - logits[target]
+}

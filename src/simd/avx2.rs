@@ -1,0 +1,145 @@
+//! AVX2 + FMA: the virtual vector is two ymm registers.
+//!
+//! Every `unsafe` block of this file calls intrinsics of AVX, AVX2 or FMA, or moves one
+//! vector between a register and a reference to an array.
+//! SAFETY of all of them: an [`Avx2`] exists only where [`Avx2::new`] was called, whose caller
+//! promises those features; loads and stores go through references to arrays of the right length.
+#![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+
+use super::{LANES, Lanes, Simd};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The CPU has AVX2 and FMA.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        Avx2(())
+    }
+}
+
+type Pair = [__m256; 2];
+
+/// Applies an intrinsic to the corresponding halves of its arguments.
+macro_rules! halves {
+    ($intrinsic:ident, $($arg:ident),+) => {
+        unsafe { [$intrinsic($($arg[0]),+), $intrinsic($($arg[1]),+)] }
+    };
+}
+
+impl Simd for Avx2 {
+    type V = Pair;
+    const FUSED: bool = true;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Pair {
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    fn load(self, src: &Lanes) -> Pair {
+        unsafe { [_mm256_loadu_ps(src.as_ptr()), _mm256_loadu_ps(src.as_ptr().add(8))] }
+    }
+    #[inline(always)]
+    fn store(self, dst: &mut Lanes, v: Pair) {
+        unsafe {
+            _mm256_storeu_ps(dst.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(dst.as_mut_ptr().add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        // Never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    fn add(self, a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_add_ps, a, b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_sub_ps, a, b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_mul_ps, a, b)
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        halves!(_mm256_fmadd_ps, a, b, c)
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        halves!(_mm256_fnmadd_ps, a, b, c)
+    }
+    #[inline(always)]
+    fn max_or(self, a: Pair, b: Pair) -> Pair {
+        // `maxps` is `a > b ? a : b`: the operand order is the contract.
+        halves!(_mm256_max_ps, a, b)
+    }
+    #[inline(always)]
+    fn exponent_from_bits(self, v: Pair) -> Pair {
+        let v = halves!(_mm256_castps_si256, v);
+        let v = unsafe { [_mm256_slli_epi32::<23>(v[0]), _mm256_slli_epi32::<23>(v[1])] };
+        halves!(_mm256_castsi256_ps, v)
+    }
+    #[inline(always)]
+    fn min(self, a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_min_ps, a, b)
+    }
+    #[inline(always)]
+    fn or3(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        let ab = halves!(_mm256_or_ps, a, b);
+        halves!(_mm256_or_ps, ab, c)
+    }
+    #[inline(always)]
+    fn has_bits(self, v: Pair, mask: u32) -> bool {
+        unsafe {
+            let any = _mm256_castps_si256(_mm256_or_ps(v[0], v[1]));
+            _mm256_testz_si256(any, _mm256_set1_epi32(mask as i32)) == 0
+        }
+    }
+
+    type Wide = [__m256d; 4];
+
+    #[inline(always)]
+    fn wide_zero(self) -> [__m256d; 4] {
+        unsafe { [_mm256_setzero_pd(); 4] }
+    }
+    #[inline(always)]
+    fn wide_add(self, sums: [__m256d; 4], v: Pair) -> [__m256d; 4] {
+        unsafe {
+            [
+                _mm256_add_pd(sums[0], _mm256_cvtps_pd(_mm256_castps256_ps128(v[0]))),
+                _mm256_add_pd(sums[1], _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v[0]))),
+                _mm256_add_pd(sums[2], _mm256_cvtps_pd(_mm256_castps256_ps128(v[1]))),
+                _mm256_add_pd(sums[3], _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v[1]))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn wide_scale(self, sums: [__m256d; 4], factor: f64) -> [__m256d; 4] {
+        unsafe {
+            let f = _mm256_set1_pd(factor);
+            [
+                _mm256_mul_pd(sums[0], f),
+                _mm256_mul_pd(sums[1], f),
+                _mm256_mul_pd(sums[2], f),
+                _mm256_mul_pd(sums[3], f),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn wide_lanes(self, sums: [__m256d; 4]) -> [f64; LANES] {
+        let mut lanes = [0.0; LANES];
+        unsafe {
+            _mm256_storeu_pd(lanes.as_mut_ptr(), sums[0]);
+            _mm256_storeu_pd(lanes.as_mut_ptr().add(4), sums[1]);
+            _mm256_storeu_pd(lanes.as_mut_ptr().add(8), sums[2]);
+            _mm256_storeu_pd(lanes.as_mut_ptr().add(12), sums[3]);
+        }
+        lanes
+    }
+}

@@ -1,0 +1,126 @@
+//! AVX-512 (F, BW, DQ, VL): the virtual vector is one zmm register.
+//!
+//! Every `unsafe` block of this file calls intrinsics of AVX-512 F and DQ, or moves one vector between
+//! a register and a reference to an array.
+//! SAFETY of all of them: an [`Avx512`] exists only where [`Avx512::new`] was called, whose caller
+//! promises those features; loads and stores go through references to arrays of the right length.
+#![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+
+use super::{LANES, Lanes, Simd};
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The CPU has AVX-512 F, BW, DQ and VL, and FMA.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        Avx512(())
+    }
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const FUSED: bool = true;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, src: &Lanes) -> __m512 {
+        unsafe { _mm512_loadu_ps(src.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, dst: &mut Lanes, v: __m512) {
+        unsafe { _mm512_storeu_ps(dst.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        // Never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fnmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn max_or(self, a: __m512, b: __m512) -> __m512 {
+        // `vmaxps` is `a > b ? a : b`: the operand order is the contract.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn exponent_from_bits(self, v: __m512) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(v))) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn or3(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe {
+            _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xfe>(
+                _mm512_castps_si512(a),
+                _mm512_castps_si512(b),
+                _mm512_castps_si512(c),
+            ))
+        }
+    }
+    #[inline(always)]
+    fn has_bits(self, v: __m512, mask: u32) -> bool {
+        unsafe {
+            _mm512_test_epi32_mask(_mm512_castps_si512(v), _mm512_set1_epi32(mask as i32)) != 0
+        }
+    }
+
+    type Wide = [__m512d; 2];
+
+    #[inline(always)]
+    fn wide_zero(self) -> [__m512d; 2] {
+        unsafe { [_mm512_setzero_pd(); 2] }
+    }
+    #[inline(always)]
+    fn wide_add(self, sums: [__m512d; 2], v: __m512) -> [__m512d; 2] {
+        unsafe {
+            [
+                _mm512_add_pd(sums[0], _mm512_cvtps_pd(_mm512_castps512_ps256(v))),
+                _mm512_add_pd(sums[1], _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v))),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn wide_scale(self, sums: [__m512d; 2], factor: f64) -> [__m512d; 2] {
+        unsafe {
+            let f = _mm512_set1_pd(factor);
+            [_mm512_mul_pd(sums[0], f), _mm512_mul_pd(sums[1], f)]
+        }
+    }
+    #[inline(always)]
+    fn wide_lanes(self, sums: [__m512d; 2]) -> [f64; LANES] {
+        let mut lanes = [0.0; LANES];
+        unsafe {
+            _mm512_storeu_pd(lanes.as_mut_ptr(), sums[0]);
+            _mm512_storeu_pd(lanes.as_mut_ptr().add(8), sums[1]);
+        }
+        lanes
+    }
+}

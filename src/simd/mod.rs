@@ -1,0 +1,103 @@
+//! The virtual vector: 16 `f32` lanes on every backend.
+//!
+//! Kernels are written once against [`Simd`]; a backend supplies operations only and never sees a
+//! row. Every backend performs the same operations on the same 16 lanes, and each operation has one
+//! correctly rounded result, so all backends with [`Simd::FUSED`] return the same bits.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod portable;
+pub(crate) mod scalar;
+
+/// Lanes of the virtual vector: one zmm, two ymm, or four 128-bit registers.
+pub(crate) const LANES: usize = 16;
+
+/// The memory of one virtual vector.
+pub(crate) type Lanes = [f32; LANES];
+
+/// A zero-sized token: holding one proves that the backend's instructions may be executed.
+///
+/// The contract of each operation is what makes results agree bit for bit. Unless stated otherwise
+/// an operation is the IEEE 754 one, rounded to nearest even, with subnormals kept.
+pub(crate) trait Simd: Copy {
+    type V: Copy;
+
+    /// Whether [`Simd::mul_add`] and [`Simd::neg_mul_add`] round once. Kernels that need the exact
+    /// product take a longer route where this is false.
+    const FUSED: bool;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn load(self, src: &Lanes) -> Self::V;
+    fn store(self, dst: &mut Lanes, v: Self::V);
+
+    /// Asks for the cache line at `at`, which may be any address. A hint: nothing by default.
+    #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        let _ = at;
+    }
+
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `a * b + c`
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// `c - a * b`
+    fn neg_mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// `if a > b { a } else { b }` per lane, so a NaN in either operand gives `b`.
+    ///
+    /// `max_or(new, acc)` ignores NaN in new data; `max_or(bound, x)` clamps from below and lets a
+    /// NaN in `x` through. Which of two zeros of unlike sign is returned follows from the formula.
+    fn max_or(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// The bits of `v` shifted left by 23: moves a small integer into the exponent field.
+    fn exponent_from_bits(self, v: Self::V) -> Self::V;
+
+    /// `if a < b { a } else { b }` per lane, for operands that are not NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// Bitwise `a | b | c`.
+    fn or3(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// Whether any lane has any bit of `mask`.
+    fn has_bits(self, v: Self::V, mask: u32) -> bool;
+
+    /// Sixteen sums in `f64`.
+    type Wide: Copy;
+
+    /// Sums of 0.
+    fn wide_zero(self) -> Self::Wide;
+
+    /// Adds `v`, exactly widened, lane by lane.
+    fn wide_add(self, sums: Self::Wide, v: Self::V) -> Self::Wide;
+
+    /// Every sum times `factor`.
+    fn wide_scale(self, sums: Self::Wide, factor: f64) -> Self::Wide;
+
+    fn wide_lanes(self, sums: Self::Wide) -> [f64; LANES];
+
+    /// The sum of all sums, by adding the upper half to the lower until one is left.
+    #[inline(always)]
+    fn wide_sum(self, sums: Self::Wide) -> f64 {
+        let mut lanes = self.wide_lanes(sums);
+        let mut width = LANES;
+        while width > 1 {
+            width /= 2;
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+        }
+        lanes[0]
+    }
+
+    #[inline(always)]
+    fn to_lanes(self, v: Self::V) -> Lanes {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes, v);
+        lanes
+    }
+}

@@ -1,0 +1,97 @@
+//! The backend for targets without a hand-written one, on the `wide` crate.
+//!
+//! `wide` chooses its instructions when the crate is compiled: a default x86-64 build is SSE2
+//! without fused multiply-add, whatever the CPU can do. It is the fallback, never the fast path of
+//! a target that has a backend of its own.
+#![forbid(unsafe_code)]
+
+use super::scalar::Scalar;
+use super::{LANES, Lanes, Simd};
+use wide::bytemuck::cast;
+use wide::{f32x16, u32x16};
+
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Simd for Portable {
+    type V = f32x16;
+    const FUSED: bool = cfg!(any(
+        all(target_feature = "avx", target_feature = "fma"),
+        all(target_arch = "aarch64", target_feature = "neon"),
+    ));
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> f32x16 {
+        f32x16::splat(x)
+    }
+    #[inline(always)]
+    fn load(self, src: &Lanes) -> f32x16 {
+        f32x16::new(*src)
+    }
+    #[inline(always)]
+    fn store(self, dst: &mut Lanes, v: f32x16) {
+        *dst = v.to_array();
+    }
+    #[inline(always)]
+    fn add(self, a: f32x16, b: f32x16) -> f32x16 {
+        a + b
+    }
+    #[inline(always)]
+    fn sub(self, a: f32x16, b: f32x16) -> f32x16 {
+        a - b
+    }
+    #[inline(always)]
+    fn mul(self, a: f32x16, b: f32x16) -> f32x16 {
+        a * b
+    }
+    #[inline(always)]
+    fn mul_add(self, a: f32x16, b: f32x16, c: f32x16) -> f32x16 {
+        a.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, a: f32x16, b: f32x16, c: f32x16) -> f32x16 {
+        a.mul_neg_add(b, c)
+    }
+    #[inline(always)]
+    fn max_or(self, a: f32x16, b: f32x16) -> f32x16 {
+        // `f32x16::max` treats NaN in another way.
+        a.simd_gt(b).bitselect(a, b)
+    }
+    #[inline(always)]
+    fn exponent_from_bits(self, v: f32x16) -> f32x16 {
+        cast(cast::<f32x16, u32x16>(v) << 23)
+    }
+    #[inline(always)]
+    fn min(self, a: f32x16, b: f32x16) -> f32x16 {
+        a.fast_min(b)
+    }
+    #[inline(always)]
+    fn or3(self, a: f32x16, b: f32x16, c: f32x16) -> f32x16 {
+        a | b | c
+    }
+    #[inline(always)]
+    fn has_bits(self, v: f32x16, mask: u32) -> bool {
+        let bits: [u32; LANES] = cast(v);
+        bits.iter().fold(0, |all, x| all | x) & mask != 0
+    }
+
+    // Plain arrays: `wide` has no widening conversion, and this runs once per 1,024 elements.
+    type Wide = [f64; LANES];
+
+    #[inline(always)]
+    fn wide_zero(self) -> [f64; LANES] {
+        [0.0; LANES]
+    }
+    #[inline(always)]
+    fn wide_add(self, sums: [f64; LANES], v: f32x16) -> [f64; LANES] {
+        Scalar.wide_add(sums, v.to_array())
+    }
+    #[inline(always)]
+    fn wide_scale(self, sums: [f64; LANES], factor: f64) -> [f64; LANES] {
+        Scalar.wide_scale(sums, factor)
+    }
+    #[inline(always)]
+    fn wide_lanes(self, sums: [f64; LANES]) -> [f64; LANES] {
+        sums
+    }
+}

@@ -1,0 +1,145 @@
+//! Softmax, log-softmax and logsumexp over rows.
+#![forbid(unsafe_code)]
+
+use crate::kernel::softmax::{Job, LogSumExpJob};
+use crate::rows::for_each_group;
+use crate::{Backend, Error, Logits, LogitsMut};
+
+/// Softmax and its relatives over the classes of each row.
+///
+/// Rows are spread over the caller's rayon pool; each is read from memory once (its second reading
+/// comes from the cache) and written once. The bits of a result depend on the row alone, as with
+/// [`CrossEntropy`](crate::CrossEntropy).
+///
+/// # Special values
+/// -inf is a mask: probability 0, log-probability -inf. A row with a NaN or +inf, or with nothing
+/// but -inf, becomes NaN, as in PyTorch.
+///
+/// ```
+/// use xent::{Logits, Softmax};
+///
+/// let logits = Logits::new(&[1.0, 2.0, 3.0], 1, 3)?;
+/// let mut p = [0.0; 3];
+/// Softmax::new().softmax(logits, &mut p)?;
+/// assert_eq!(p, [0.09003057, 0.24472848, 0.66524094]);
+/// # Ok::<(), xent::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Softmax {
+    backend: Option<Backend>,
+}
+
+impl Softmax {
+    /// On the fastest backend.
+    pub const fn new() -> Self {
+        Softmax { backend: None }
+    }
+
+    /// The instructions to use, instead of [`Backend::selected`].
+    pub const fn backend(mut self, backend: Backend) -> Self {
+        self.backend = Some(backend);
+        self
+    }
+
+    /// `p[j] = e^x[j] / sum_k e^x[k]` into `out`, contiguous rows.
+    ///
+    /// Within 2 ULP; what is below the smallest normal number may be 0 (`tests/accuracy.rs`).
+    ///
+    /// # Errors
+    /// [`Error::OutputLength`] unless `out` has `rows * vocab` elements, and those of
+    /// [`Backend::selected`]. On error `out` is as it was.
+    pub fn softmax(&self, logits: Logits<'_>, out: &mut [f32]) -> Result<(), Error> {
+        self.out_of_place::<false>(logits, out)
+    }
+
+    /// As [`Softmax::softmax`], over the logits themselves.
+    ///
+    /// # Errors
+    /// Those of [`Backend::selected`].
+    pub fn softmax_in_place(&self, logits: LogitsMut<'_>) -> Result<(), Error> {
+        self.transform::<false>(Job { src: None, dst: logits })
+    }
+
+    /// `y[j] = x[j] - ln(sum_k e^x[k])` into `out`, contiguous rows.
+    ///
+    /// Within 2 ULP, also for the most probable class where its log-probability is close to 0
+    /// (`tests/accuracy.rs`).
+    ///
+    /// ```
+    /// use xent::{Logits, Softmax};
+    ///
+    /// let mut y = [0.0; 2];
+    /// Softmax::new().log_softmax(Logits::new(&[40.0, 0.0], 1, 2)?, &mut y)?;
+    /// assert_eq!(y, [-4.248354e-18, -40.0]);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Softmax::softmax`].
+    pub fn log_softmax(&self, logits: Logits<'_>, out: &mut [f32]) -> Result<(), Error> {
+        self.out_of_place::<true>(logits, out)
+    }
+
+    /// As [`Softmax::log_softmax`], over the logits themselves.
+    ///
+    /// # Errors
+    /// Those of [`Backend::selected`].
+    pub fn log_softmax_in_place(&self, logits: LogitsMut<'_>) -> Result<(), Error> {
+        self.transform::<true>(Job { src: None, dst: logits })
+    }
+
+    /// `ln(sum_j e^x[j])` of each row into `out`: -inf for nothing but -inf or no classes, +inf if
+    /// there is one, NaN if there is one.
+    ///
+    /// Within 1 ULP of the larger of its own magnitude and 1.
+    ///
+    /// ```
+    /// use xent::{Logits, Softmax};
+    ///
+    /// let mut lse = [0.0; 2];
+    /// Softmax::new().logsumexp(Logits::new(&[0.0, 0.0, 1.0, f32::NEG_INFINITY], 2, 2)?, &mut lse)?;
+    /// assert_eq!(lse, [2f32.ln(), 1.0]);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OutputLength`] unless `out` has one element per row, and those of
+    /// [`Backend::selected`]. On error `out` is as it was.
+    pub fn logsumexp(&self, logits: Logits<'_>, out: &mut [f32]) -> Result<(), Error> {
+        let kernels = Backend::kernels(self.backend)?;
+        check_output("logsumexp", out.len(), logits.rows())?;
+        for_each_group(LogSumExpJob { logits, out }, &|job: &mut LogSumExpJob<'_>| {
+            kernels.logsumexp(job)
+        });
+        Ok(())
+    }
+
+    fn out_of_place<const LOG: bool>(
+        &self,
+        logits: Logits<'_>,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        // The product fits: it is at most rows * stride, which was checked.
+        let (rows, vocab) = (logits.rows(), logits.vocab());
+        check_output("out", out.len(), rows * vocab)?;
+        self.transform::<LOG>(Job { src: Some(logits), dst: LogitsMut::new(out, rows, vocab)? })
+    }
+
+    fn transform<const LOG: bool>(&self, job: Job<'_>) -> Result<(), Error> {
+        let kernels = Backend::kernels(self.backend)?;
+        if job.dst.vocab() == 0 {
+            // There may be any number of empty rows.
+            return Ok(());
+        }
+        if LOG {
+            for_each_group(job, &|job: &mut Job<'_>| kernels.log_softmax(job));
+        } else {
+            for_each_group(job, &|job: &mut Job<'_>| kernels.softmax(job));
+        }
+        Ok(())
+    }
+}
+
+fn check_output(output: &'static str, len: usize, expected: usize) -> Result<(), Error> {
+    if len == expected { Ok(()) } else { Err(Error::OutputLength { output, len, expected }) }
+}
