@@ -1,0 +1,126 @@
+//! What calls allocate, and that small ones leave the thread pool alone.
+#![allow(unsafe_code, reason = "a global allocator cannot be written without")]
+
+mod common;
+
+use common::{Rng, for_each_backend};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use xent::{CrossEntropy, Logits, RowOutputs, Softmax};
+
+/// The system allocator, counting what is asked of it.
+struct Counting;
+
+/// Bytes asked for by all threads.
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Calls by this thread. Not dropped and not lazily made: neither may happen in an allocator.
+    static CALLS: Cell<usize> = const { Cell::new(0) };
+}
+
+fn count(bytes: usize) {
+    BYTES.fetch_add(bytes, Relaxed);
+    CALLS.set(CALLS.get() + 1);
+}
+
+// SAFETY: every call is passed on to the system allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size);
+        // SAFETY: the caller keeps the contract of `realloc`.
+        unsafe { System.realloc(block, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Calls of the allocator by this thread during `f`.
+fn calls(f: impl FnOnce()) -> usize {
+    let before = CALLS.get();
+    f();
+    CALLS.get() - before
+}
+
+/// Bytes that all threads ask for during `f`.
+fn bytes(f: impl FnOnce()) -> usize {
+    let before = BYTES.load(Relaxed);
+    f();
+    BYTES.load(Relaxed) - before
+}
+
+fn matrix(rows: usize, vocab: usize) -> (Vec<f32>, Vec<i64>) {
+    let mut rng = Rng::new(1);
+    let data = (0..rows * vocab).map(|_| rng.normal()).collect();
+    (data, (0..rows).map(|_| rng.below(vocab) as i64).collect())
+}
+
+/// One test, so that no other allocates in between. Pools are its own, not the global one.
+#[test]
+fn calls_allocate_what_they_say() {
+    for_each_backend(|backend| {
+        let ce = CrossEntropy::new().backend(backend);
+        let softmax = Softmax::new().backend(backend);
+
+        // Small calls: nothing at all, and no thread.
+        for (rows, vocab) in [(1, 1000), (1, 50_257), (3, 300)] {
+            let (mut data, targets) = matrix(rows, vocab);
+            let mut losses = vec![0.0; rows];
+            let mut argmax = vec![0; rows];
+            let mut p = vec![0.0; rows * vocab];
+            let what = format!("{backend}, {rows} rows of {vocab}");
+            let logits = Logits::new(&data, rows, vocab).unwrap();
+            let n = calls(|| ce.forward_into(logits, &targets, &mut losses).unwrap());
+            assert_eq!(n, 0, "forward_into: {what}");
+            let outputs = RowOutputs::new().losses(&mut losses).argmax(&mut argmax);
+            let n = calls(|| _ = ce.evaluate(logits, &targets, outputs).unwrap());
+            assert_eq!(n, 0, "evaluate: {what}");
+            let n = calls(|| _ = ce.forward(logits, &targets).unwrap());
+            assert_eq!(n, 0, "forward: {what}");
+            let n = calls(|| softmax.softmax(logits, &mut p).unwrap());
+            assert_eq!(n, 0, "softmax: {what}");
+            let n = calls(|| softmax.logsumexp(logits, &mut losses).unwrap());
+            assert_eq!(n, 0, "logsumexp: {what}");
+            let logits = xent::LogitsMut::new(&mut data, rows, vocab).unwrap();
+            let n = calls(|| softmax.log_softmax_in_place(logits).unwrap());
+            assert_eq!(n, 0, "log_softmax_in_place: {what}");
+        }
+
+        // Large batches: what a pool needs for its own bookkeeping, and 16 to 32 bytes per row.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        let (rows, vocab) = (4000, 1000);
+        let (data, targets) = matrix(rows, vocab);
+        let logits = Logits::new(&data, rows, vocab).unwrap();
+        let mut losses = vec![0.0; rows];
+        let fixed = 16_384;
+        pool.install(|| {
+            let n = bytes(|| ce.forward_into(logits, &targets, &mut losses).unwrap());
+            println!("{backend}: forward_into, {n} bytes");
+            assert!(n <= fixed, "{backend}: {n} bytes for {rows} rows");
+            let n = bytes(|| _ = ce.forward(logits, &targets).unwrap());
+            println!("{backend}: forward, {n} bytes");
+            assert!(n >= rows && n <= fixed + 16 * rows, "{backend}: {n} bytes for {rows} rows");
+            let mut p = vec![0.0; rows * vocab];
+            let n = bytes(|| softmax.softmax(logits, &mut p).unwrap());
+            println!("{backend}: softmax, {n} bytes");
+            assert!(n <= fixed, "{backend}: {n} bytes for {rows} rows");
+        });
+    });
+
+    // Only possible where nothing has started the global pool before.
+    let global = rayon::ThreadPoolBuilder::new().num_threads(2).build_global();
+    assert!(global.is_ok(), "a small call has started the thread pool");
+}
