@@ -1,7 +1,7 @@
 //! How far every kernel is from the speed of reading.
 //!
 //! ```text
-//! cargo bench --bench limits [-- --quick | --rounds N] [--filter SUBSTRING]
+//! cargo bench --bench limits [-- --quick | --rounds N] [--filter SUBSTRING] [--huge-pages]
 //! ```
 //!
 //! The limit is the largest element of the same bytes, found with the fastest backend eight vectors
@@ -16,7 +16,8 @@
 //! time of one call, and `limit_seconds` is `ratio * seconds`.
 //!
 //! It prints a table and writes `limits.json` to the target directory. `--filter` selects lines of the
-//! table by a part of a name like `forward avx512 1024x50257 t2`.
+//! table by a part of a name like `forward avx512 1024x50257 t2`. `--huge-pages` asks the system for
+//! them (Linux), to see how much of the waiting is for page tables.
 
 mod common;
 

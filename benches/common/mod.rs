@@ -19,7 +19,11 @@ impl Batch {
     /// A plain `Vec` as callers have it, without any care for page size or alignment. All of it is
     /// written here, so that no page is touched for the first time while the clock runs.
     pub(crate) fn new(rows: usize, vocab: usize) -> Self {
-        let mut logits = vec![0.0; rows * vocab];
+        let mut logits = Vec::with_capacity(rows * vocab);
+        if huge_pages() {
+            ask_for_huge_pages(&mut logits);
+        }
+        logits.resize(rows * vocab, 0.0);
         // Steps of a prime spread the targets over the row.
         let target = |i| ((i * 7919 + vocab / 3) % vocab) as i64;
         let targets: Vec<i64> = (0..rows).map(target).collect();
@@ -47,6 +51,32 @@ impl Batch {
             *loss = xent::reference::two_pass_f32(row, target as usize);
         });
     }
+}
+
+/// Whether `--huge-pages` was given.
+pub(crate) fn huge_pages() -> bool {
+    std::env::args().any(|arg| arg == "--huge-pages")
+}
+
+/// Linux only; elsewhere, or where the system refuses, the pages are the usual ones.
+fn ask_for_huge_pages(logits: &mut Vec<f32>) {
+    #[cfg(target_os = "linux")]
+    {
+        const HUGE: usize = 2 << 20;
+        let start = logits.as_mut_ptr();
+        let bytes = logits.capacity() * size_of::<f32>();
+        let skip = start.align_offset(HUGE).saturating_mul(size_of::<f32>());
+        if skip < bytes {
+            // SAFETY: the range lies within the allocation, and this advice does not change contents.
+            let refused = unsafe {
+                let from = start.cast::<u8>().add(skip);
+                libc::madvise(from.cast(), bytes - skip, libc::MADV_HUGEPAGE)
+            };
+            assert_eq!(refused, 0, "madvise(MADV_HUGEPAGE) was refused");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = logits;
 }
 
 /// Box-Muller over SplitMix64: the same numbers on every machine, to the last bits of its `libm`.

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Fails if a vector intrinsic was left as a function in a release binary: a call per operation makes
+# a kernel tens of times slower, and nothing else would show it.
+set -euo pipefail
+binary=$1
+
+if ! command -v nm >/dev/null; then
+    echo "skipped: nm (binutils) is not installed"
+    exit 0
+fi
+left=$(nm "$binary" | grep -E 'core_arch.*_mm(256|512)?_' || true)
+if [ -n "$left" ]; then
+    printf 'intrinsics that were not inlined into %s:\n%s\n' "$binary" "$left"
+    exit 1
+fi
+echo "every intrinsic of $binary is an instruction"
