@@ -11,6 +11,19 @@ use crate::{Backend, Error, Evaluation, Logits, Targets, evaluation};
 ///
 /// For no reduction at all, take the row losses themselves:
 /// [`CrossEntropy::forward_into`].
+///
+/// ```
+/// use xent::{CrossEntropy, Logits, Reduction};
+///
+/// let (x, targets) = ([0.0; 6], [0i64, 1, -100]); // the last row is ignored
+/// let logits = Logits::new(&x, 3, 2)?;
+/// let loss = |reduction| CrossEntropy::new().reduction(reduction).forward(logits, &targets);
+/// let sum = loss(Reduction::Sum)?;
+/// assert_eq!(loss(Reduction::Mean)?, sum / 2.0);
+/// assert_eq!(loss(Reduction::MeanOver(8.0))?, sum / 8.0);
+/// assert!(loss(Reduction::MeanOver(0.0)).is_err());
+/// # Ok::<(), xent::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub enum Reduction {
@@ -37,6 +50,16 @@ impl Reduction {
 }
 
 /// What the mean of no rows is.
+///
+/// ```
+/// use xent::{CrossEntropy, EmptyMean, Logits};
+///
+/// let nothing = Logits::new(&[], 0, 50_257)?;
+/// let targets: &[i64] = &[];
+/// assert!(CrossEntropy::new().forward(nothing, targets)?.is_nan());
+/// assert_eq!(CrossEntropy::new().empty_mean(EmptyMean::Zero).forward(nothing, targets)?, 0.0);
+/// # Ok::<(), xent::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EmptyMean {
@@ -223,6 +246,16 @@ impl CrossEntropy {
     }
 
     /// The loss of each row, unreduced, into `losses`; 0 for ignored rows. Does not allocate.
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Logits};
+    ///
+    /// let mut losses = [f32::NAN; 2];
+    /// let logits = Logits::new(&[200.0, 0.0, 0.0, 0.0], 2, 2)?;
+    /// CrossEntropy::new().ignore_index(1).forward_into(logits, &[0i64, 1], &mut losses)?;
+    /// assert_eq!(losses, [0.0; 2]); // e^-200 is below the smallest f32; the second row is ignored
+    /// # Ok::<(), xent::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`CrossEntropy::forward`], and [`Error::OutputLength`] unless `losses` has one element per
