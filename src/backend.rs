@@ -5,6 +5,7 @@
 
 use crate::Error;
 use crate::kernel::{exp, forward, read, softmax};
+use crate::simd::Simd;
 use crate::simd::portable::Portable;
 use crate::simd::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
@@ -57,6 +58,16 @@ impl Backend {
             Backend::Portable => "portable",
             Backend::Avx2 => "avx2",
             Backend::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether its results are the same bits as those of all other such backends, on every machine.
+    ///
+    /// That takes fused multiply-add, which `portable` has only if it was compiled for it.
+    pub const fn is_bit_exact(self) -> bool {
+        match self {
+            Backend::Scalar | Backend::Avx2 | Backend::Avx512 => true,
+            Backend::Portable => <Portable as Simd>::FUSED,
         }
     }
 

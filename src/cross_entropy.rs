@@ -114,7 +114,7 @@ pub enum EmptyMean {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct CrossEntropy {
-    ignore_index: i64,
+    ignore_index: Option<i64>,
     reduction: Reduction,
     empty_mean: EmptyMean,
     backend: Option<Backend>,
@@ -193,7 +193,7 @@ impl CrossEntropy {
     /// The defaults of PyTorch: `ignore_index` -100, mean over the kept rows, NaN if there are none.
     pub const fn new() -> Self {
         CrossEntropy {
-            ignore_index: -100,
+            ignore_index: Some(-100),
             reduction: Reduction::Mean,
             empty_mean: EmptyMean::Nan,
             backend: None,
@@ -203,7 +203,13 @@ impl CrossEntropy {
     /// The target of rows to leave out. It is compared before targets are checked for range, and
     /// may itself be a class.
     pub const fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = ignore_index;
+        self.ignore_index = Some(ignore_index);
+        self
+    }
+
+    /// No row is left out: every target has to be a class.
+    pub const fn no_ignore_index(mut self) -> Self {
+        self.ignore_index = None;
         self
     }
 

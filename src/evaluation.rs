@@ -96,7 +96,7 @@ impl Evaluation {
             let some = if self.count == 0 { next } else { self };
             return Evaluation {
                 ignored: self.ignored + next.ignored,
-                correct: self.correct.zip(next.correct).map(|(a, b)| a + b),
+                correct: self.correct_with(next),
                 reduction: self.reduction,
                 empty_mean: self.empty_mean,
                 ..*some
@@ -113,10 +113,17 @@ impl Evaluation {
             deviations: self.deviations + next.deviations + apart * apart * (n * m / (n + m)),
             count,
             ignored: self.ignored + next.ignored,
-            correct: self.correct.zip(next.correct).map(|(a, b)| a + b),
+            correct: self.correct_with(next),
             reduction: self.reduction,
             empty_mean: self.empty_mean,
         }
+    }
+
+    /// Known if it is for both; no rows at all need not have been counted.
+    fn correct_with(&self, next: &Evaluation) -> Option<u64> {
+        let of = |e: &Evaluation| if e.count == 0 { Some(0) } else { e.correct };
+        let known = self.correct.is_some() || next.correct.is_some();
+        of(self).zip(of(next)).filter(|_| known).map(|(a, b)| a + b)
     }
 
     /// The loss, reduced as [`CrossEntropy::reduction`](crate::CrossEntropy::reduction) says.

@@ -7,8 +7,8 @@ use crate::{Backend, Error, Logits, LogitsMut};
 
 /// Softmax and its relatives over the classes of each row.
 ///
-/// Rows are spread over the caller's rayon pool; each is read from memory once (its second reading
-/// comes from the cache) and written once. The bits of a result depend on the row alone, as with
+/// Rows are spread over the caller's rayon pool; each is read from memory once (softmax reads it a
+/// second time, log-softmax a third time, from the cache) and written once. The bits of a result depend on the row alone, as with
 /// [`CrossEntropy`](crate::CrossEntropy).
 ///
 /// # Special values

@@ -98,14 +98,14 @@ impl<'a> Targets<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TargetRows<'a> {
     targets: Targets<'a>,
-    ignore_index: i64,
+    ignore_index: Option<i64>,
 }
 
 impl<'a> TargetRows<'a> {
     /// Checks one target per row, each a class or `ignore_index`, which is compared first.
     pub(crate) fn new(
         targets: Targets<'a>,
-        ignore_index: i64,
+        ignore_index: Option<i64>,
         rows: usize,
         vocab: usize,
     ) -> Result<Self, Error> {
@@ -124,7 +124,8 @@ impl<'a> TargetRows<'a> {
     pub(crate) fn get(&self, row: usize) -> Option<usize> {
         let id = self.targets.get(row);
         // A negative id becomes `usize::MAX`, which is no class of any slice.
-        (id != i128::from(self.ignore_index)).then(|| usize::try_from(id).unwrap_or(usize::MAX))
+        (Some(id) != self.ignore_index.map(i128::from))
+            .then(|| usize::try_from(id).unwrap_or(usize::MAX))
     }
 
     #[cfg_attr(not(feature = "rayon"), allow(dead_code))]

@@ -209,3 +209,31 @@ fn softmax_and_log_softmax_of_all_kinds_of_rows() {
         assert!(log_p.distance <= 2, "log-softmax: {}", log_p.at);
     });
 }
+
+/// One logit above many equal ones: errors of equal elements do not average out, and they are small
+/// beside the reference.
+#[test]
+fn one_large_logit_over_many_equal_ones() {
+    for_each_backend(|backend| {
+        let sizes = [100, 1000, 8192, 32_768].into_par_iter();
+        let worst = sizes.flat_map(|vocab| {
+            (30..160).into_par_iter().map(move |tenths| {
+                let mut worst = Worst::default();
+                for values in 1..=3 {
+                    let depth = tenths as f32 * 0.1003;
+                    let equal = |i: usize| -depth - (i % values) as f32 * 0.37;
+                    let mut row: Vec<f32> = (0..vocab).map(equal).collect();
+                    row[0] = 0.0;
+                    row[vocab - 1] = 22.0 + depth * 0.001;
+                    let exact = reference::row(&row, vocab - 1).loss;
+                    let at = || format!("{values} values {depth} below, of {vocab}");
+                    worst.add(row_loss(backend, &row, vocab - 1), exact, at);
+                }
+                worst
+            })
+        });
+        let worst = worst.reduce(Worst::default, Worst::or);
+        worst.print(&format!("{backend}, one above many"));
+        assert!(worst.distance <= LOSS_MAX_ULP, "{}", worst.at);
+    });
+}

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Kind, Rng, any_target, argmax, distance, for_each_backend, is_bit_exact};
+use common::{Kind, Rng, any_target, argmax, distance, for_each_backend};
 use common::{key, key64, keys};
 use proptest::prelude::*;
 use std::sync::LazyLock;
@@ -166,7 +166,7 @@ proptest! {
         let want = compute(Backend::Scalar, &matrix);
         for &backend in Backend::available() {
             let got = compute(backend, &matrix);
-            if is_bit_exact(backend) {
+            if backend.is_bit_exact() {
                 prop_assert_eq!(&got, &want, "{}", backend);
                 continue;
             }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{distance, fastest, for_each_backend, is_bit_exact};
+use common::{distance, fastest, for_each_backend};
 use rayon::prelude::*;
 use std::f64::consts::{LN_2, LOG2_E};
 use xent::{Backend, EXP_MAX_ULP, internals};
@@ -150,7 +150,7 @@ fn every_number_is_within_the_stated_bound() {
 #[test]
 fn backends_agree() {
     for_each_backend(|backend| {
-        if !is_bit_exact(backend) {
+        if !backend.is_bit_exact() {
             let (worst, tried) = sweep_both(backend, 199);
             assert!(tried > 10_000_000);
             assert!(worst.ulp <= UNFUSED_MAX_ULP, "{worst:?}");

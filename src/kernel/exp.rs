@@ -59,14 +59,9 @@ pub(crate) const fn ln_2_step<S: Simd>() -> f64 {
     if S::FUSED { LN_2_FUSED as f64 } else { LN_2_HI as f64 + LN_2_LO as f64 }
 }
 
-/// What [`LN_2_FUSED`] is too large by.
+/// What [`LN_2_FUSED`] is too large by: an element `n` exponents below the reference is counted too large
+/// by a factor `e^(n * 1.9e-9)`.
 const LN_2_FUSED_EXCESS: f32 = (LN_2_FUSED as f64 - LN_2) as f32;
-
-/// `ln_2_step - ln 2`: an element `n` exponents away from the reference is counted too large by a
-/// factor `e^(n * LN_2_EXCESS)`.
-pub(crate) const fn ln_2_excess<S: Simd>() -> f64 {
-    ln_2_step::<S>() - LN_2
-}
 
 /// The exponent of `x`, an integer.
 pub(crate) fn exponent_of(x: f32) -> f32 {

@@ -101,11 +101,19 @@ impl<'a> Steps<'a> {
 
 /// The exponent field of the reference, and what may come above and below it.
 ///
-/// The first class seen has field 119, s = 2^-8. A class 2^8 times as probable (5.5 nats above) still
-/// fits; the next one moves the reference. Below, everything down to 2^-119 of the reference (82
-/// nats) counts, and what is smaller is exactly 0.
-const FIELD: f32 = 119.0;
-const HEADROOM: f32 = 8.0;
+/// A new reference has field 123, s = 2^-4. A class 2^4 times as probable (2.8 nats above) still fits;
+/// the next one moves the reference up. Below, everything down to 2^-123 of the reference (85 nats)
+/// counts, and what is smaller is exactly 0; but where a block has nothing within 2^-11 of the
+/// reference, its elements would be small beside the units of the sums, and the reference moves down.
+const FIELD: f32 = 123.0;
+const HEADROOM: f32 = 4.0;
+const DEPTH: f32 = 11.0;
+
+/// Set in the exponent fields from 112 (which is `FIELD - DEPTH`) to 127, and in none from 96 to 111.
+const FIELD_IS_NEAR: u32 = 16;
+
+/// How far the reference of a chunk may move down in all. What is 2^-64 of its largest does not matter.
+const LOWEST: f32 = 64.0;
 
 /// What exceeds this in a power of two is summed in [`BlockSum::hi`], the rest in `low`.
 ///
@@ -118,10 +126,6 @@ const COARSE: f32 = 1.0 / 32_768.0;
 /// The sum of a block stays within [256, 512) with it, where one unit of the last place is 2^-15:
 /// coarse powers are added exactly, and the error of adding anything smaller than `hi` is exact.
 const ANCHOR: f32 = 384.0;
-
-/// Elements sit this many exponents below the reference on average: the share of `ln_2_excess`
-/// that a row as a whole has.
-const TYPICAL_DEPTH: f64 = 4.0;
 
 /// How far ahead memory is asked for: a page. The loop keeps the arithmetic units so busy that few loads
 /// of later steps get started by themselves, and the hardware prefetcher stops at page ends.
@@ -193,7 +197,7 @@ fn sum_steps<S: Simd, const SHIFTED: bool, const MAX: bool>(
                     max = s.max_or(s.load(lanes), max);
                 }
             }
-            let mut rest = lost;
+            let mut rest = s.splat(0.0);
             for pair in step.as_chunks::<2>().0 {
                 let a = split::<S, SHIFTED>(s, &pair[0], &scale, origin);
                 let b = split::<S, SHIFTED>(s, &pair[1], &scale, origin);
@@ -205,9 +209,10 @@ fn sum_steps<S: Simd, const SHIFTED: bool, const MAX: bool>(
                     rest = s.mul_add(part.s, part.q, rest);
                 }
             }
-            // What rounding takes from this sum is exact, as |hi| >= |rest|; it goes into the next.
+            // What rounding takes from this sum is exact, as |hi| >= |rest|. It has a sum of its own: in
+            // the next chain it would be larger than what small elements add.
             let sum = s.add(hi, rest);
-            lost = s.sub(rest, s.sub(sum, hi));
+            lost = s.add(lost, s.sub(rest, s.sub(sum, hi)));
             hi = sum;
         }
     }
@@ -228,6 +233,8 @@ pub(crate) fn max_lane(lanes: Lanes) -> f32 {
 struct ChunkSum<S: Simd> {
     s: S,
     at: ExpSum,
+    /// The highest exponent that the reference had.
+    top: f32,
     sums: S::Wide,
     /// The largest element of the last block, if it was asked for.
     max: f32,
@@ -236,7 +243,13 @@ struct ChunkSum<S: Simd> {
 impl<S: Simd> ChunkSum<S> {
     #[inline(always)]
     fn new(s: S) -> Self {
-        ChunkSum { s, at: ExpSum::EMPTY, sums: s.wide_zero(), max: f32::NEG_INFINITY }
+        ChunkSum {
+            s,
+            at: ExpSum::EMPTY,
+            top: f32::NEG_INFINITY,
+            sums: s.wide_zero(),
+            max: f32::NEG_INFINITY,
+        }
     }
 
     #[inline(always)]
@@ -255,7 +268,8 @@ impl<S: Simd> ChunkSum<S> {
                 sum_steps::<S, true, MAX>(self.s, steps, block.clone(), &self.at)
             };
             // After a look only a NaN can be left in the bits, and that shows in the sum.
-            if looked || exp::fields_fit(self.s, sum.bits) {
+            let near = self.s.has_bits(sum.bits, FIELD_IS_NEAR);
+            if looked || near && exp::fields_fit(self.s, sum.bits) {
                 let s = self.s;
                 self.sums = s.wide_add(self.sums, s.sub(sum.hi, s.splat(ANCHOR)));
                 self.sums = s.wide_add(self.sums, sum.low);
@@ -272,8 +286,8 @@ impl<S: Simd> ChunkSum<S> {
         }
     }
 
-    /// Moves the reference up to the largest element of a block if it is above what fits. False if
-    /// there is nothing to sum: only -inf, or +inf.
+    /// Moves the reference to the largest element of a block if that is above what fits, or far below.
+    /// False if there is nothing to sum: only -inf, or +inf.
     #[inline(always)]
     fn look(&mut self, steps: &Steps<'_>, block: Range<usize>) -> bool {
         let max = steps.max(self.s, block.clone());
@@ -283,23 +297,31 @@ impl<S: Simd> ChunkSum<S> {
             self.at.nan |= steps.any_nan(block);
             return false;
         }
-        if self.at.is_empty()
-            || exp::exponent_of(max - self.at.origin) > self.at.exponent + HEADROOM - 1.0
-        {
-            let mut to = ExpSum { origin: 0.0, exponent: exp::exponent_of(max), ..self.at };
+        let mut to = ExpSum { origin: 0.0, exponent: exp::exponent_of(max), ..self.at };
+        let above = exp::exponent_of(max - self.at.origin) - self.at.exponent;
+        if self.at.is_empty() || above > HEADROOM - 1.0 {
             if to.exponent.abs() > exp::max_exponent::<S>() {
                 (to.origin, to.exponent) = (max, 0.0);
             }
-            let factor = self.at.scale_to::<S>(&to);
-            self.sums = self.s.wide_scale(self.sums, factor);
-            self.at = to;
+            // Of two origins only the last counts.
+            let top = if to.origin == self.at.origin { self.top } else { f32::NEG_INFINITY };
+            self.top = top.max(to.exponent);
+        } else if above < -DEPTH && self.at.origin == 0.0 {
+            to.exponent = to.exponent.max(self.top - LOWEST);
+        } else {
+            return true;
         }
+        let factor = self.at.scale_to::<S>(&to);
+        self.sums = self.s.wide_scale(self.sums, factor);
+        self.at = to;
         true
     }
 
+    /// The sum, relative to the highest reference: what `ln 2` is off by counts from there.
     #[inline(always)]
     fn finish(self) -> ExpSum {
-        ExpSum { sum: self.s.wide_sum(self.sums), ..self.at }
+        let to = ExpSum { exponent: self.at.exponent.max(self.top), ..self.at };
+        ExpSum { sum: self.s.wide_sum(self.sums) * self.at.scale_to::<S>(&to), ..to }
     }
 }
 
@@ -353,10 +375,10 @@ impl ExpSum {
     /// small.
     #[inline(always)]
     fn ln_unit<S: Simd>(&self, shift: f64) -> f64 {
-        const CORRECTION: f64 = HEADROOM as f64 * LN_2;
+        const FIELD_UNIT: f64 = HEADROOM as f64 * LN_2;
         (f64::from(self.origin) + shift)
             + f64::from(self.exponent) * exp::ln_2_step::<S>()
-            + (CORRECTION - TYPICAL_DEPTH * exp::ln_2_excess::<S>())
+            + FIELD_UNIT
     }
 
     /// What is subtracted from every element before it is split.

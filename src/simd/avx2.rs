@@ -3,7 +3,8 @@
 //! Every `unsafe` block of this file calls intrinsics of AVX, AVX2 or FMA, or moves one
 //! vector between a register and a reference to an array.
 //! SAFETY of all of them: an [`Avx2`] exists only where [`Avx2::new`] was called, whose caller
-//! promises those features; loads and stores go through references to arrays of the right length.
+//! promises those features (SSE, of the prefetch, is part of x86-64, and it may be given any
+//! address); loads and stores go through references to arrays of the right length.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
 use super::{LANES, Lanes, Simd};

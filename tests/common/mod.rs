@@ -17,15 +17,6 @@ pub fn for_each_backend(mut test: impl FnMut(Backend)) {
     assert!(Backend::Scalar.is_available() && Backend::Portable.is_available());
 }
 
-/// Whether results of this backend are promised to be the bits of [`Backend::Scalar`].
-pub fn is_bit_exact(backend: Backend) -> bool {
-    let fused = cfg!(any(
-        all(target_feature = "avx", target_feature = "fma"),
-        all(target_arch = "aarch64", target_feature = "neon"),
-    ));
-    backend != Backend::Portable || fused
-}
-
 /// The fastest backend of this machine, whatever the environment asks for.
 pub fn fastest() -> Backend {
     *Backend::available().last().expect("there is always one")
