@@ -101,13 +101,13 @@ impl<'a> Steps<'a> {
 
 /// The exponent field of the reference, and what may come above and below it.
 ///
-/// A new reference has field 123, s = 2^-4. A class 2^4 times as probable (2.8 nats above) still fits;
-/// the next one moves the reference up. Below, everything down to 2^-123 of the reference (85 nats)
-/// counts, and what is smaller is exactly 0; but where a block has nothing within 2^-11 of the
+/// A new reference has field 122, s = 2^-5. A class 2^5 times as probable (3.5 nats above) still fits;
+/// the next one moves the reference up. Below, everything down to 2^-122 of the reference (84 nats)
+/// counts, and what is smaller is exactly 0; but where a block has nothing within 2^-10 of the
 /// reference, its elements would be small beside the units of the sums, and the reference moves down.
-const FIELD: f32 = 123.0;
-const HEADROOM: f32 = 4.0;
-const DEPTH: f32 = 11.0;
+const FIELD: f32 = 122.0;
+const HEADROOM: f32 = 5.0;
+const DEPTH: f32 = 10.0;
 
 /// Set in the exponent fields from 112 (which is `FIELD - DEPTH`) to 127, and in none from 96 to 111.
 const FIELD_IS_NEAR: u32 = 16;
@@ -127,9 +127,15 @@ const COARSE: f32 = 1.0 / 32_768.0;
 /// coarse powers are added exactly, and the error of adding anything smaller than `hi` is exact.
 const ANCHOR: f32 = 384.0;
 
-/// How far ahead memory is asked for: a page. The loop keeps the arithmetic units so busy that few loads
-/// of later steps get started by themselves, and the hardware prefetcher stops at page ends.
-const PREFETCH: usize = 1024;
+/// How far ahead memory is asked for, in elements: two pages. The loop keeps the arithmetic units so busy
+/// that few loads of later steps get started by themselves.
+const PREFETCH: usize = 2048;
+
+/// How far ahead the first line of each step is asked for, in elements: four pages.
+///
+/// The hardware prefetcher would fetch the rest of a page, but stops at its end; one line in four, this
+/// early, sets it to work on pages that the loop has not reached yet, and has their addresses translated.
+const PREFETCH_FAR: usize = 4096;
 
 /// `sum(e^x)` of a part of a row, as `sum * e^(origin) * 2^(exponent)`.
 #[derive(Clone, Copy)]
@@ -170,6 +176,13 @@ fn split<S: Simd, const SHIFTED: bool>(
     scale.split::<false>(s, if SHIFTED { s.sub(x, origin) } else { x })
 }
 
+/// Adds a power of two to its two sums: what exceeds `coarse` to the first, the rest to the second.
+#[inline(always)]
+fn add_powers<S: Simd>(s: S, (hi, low): (S::V, S::V), power: S::V, coarse: S::V) -> (S::V, S::V) {
+    let small = s.min(power, coarse);
+    (s.add(hi, s.sub(power, small)), s.add(low, small))
+}
+
 /// Sums the exponentials of the steps of a block. `SHIFTED` subtracts `origin` first, `MAX` finds the
 /// largest element too.
 #[inline(always)]
@@ -192,23 +205,24 @@ fn sum_steps<S: Simd, const SHIFTED: bool, const MAX: bool>(
             for lanes in step {
                 s.prefetch(lanes.as_ptr().wrapping_add(PREFETCH));
             }
+            s.prefetch_far(step[0].as_ptr().wrapping_add(PREFETCH_FAR));
             if MAX {
                 for lanes in step {
                     max = s.max_or(s.load(lanes), max);
                 }
             }
-            let mut rest = s.splat(0.0);
-            for pair in step.as_chunks::<2>().0 {
-                let a = split::<S, SHIFTED>(s, &pair[0], &scale, origin);
-                let b = split::<S, SHIFTED>(s, &pair[1], &scale, origin);
-                bits = s.or3(bits, a.z, b.z);
-                for part in [a, b] {
-                    let small = s.min(part.s, coarse);
-                    low = s.add(low, small);
-                    hi = s.add(hi, s.sub(part.s, small));
-                    rest = s.mul_add(part.s, part.q, rest);
-                }
-            }
+            let a = split::<S, SHIFTED>(s, &step[0], &scale, origin);
+            let b = split::<S, SHIFTED>(s, &step[1], &scale, origin);
+            let rest = s.mul_add(b.s, b.q, s.mul(a.s, a.q));
+            bits = s.or3(bits, a.z, b.z);
+            (hi, low) = add_powers(s, (hi, low), a.s, coarse);
+            (hi, low) = add_powers(s, (hi, low), b.s, coarse);
+            let c = split::<S, SHIFTED>(s, &step[2], &scale, origin);
+            let d = split::<S, SHIFTED>(s, &step[3], &scale, origin);
+            let rest = s.mul_add(d.s, d.q, s.mul_add(c.s, c.q, rest));
+            bits = s.or3(bits, c.z, d.z);
+            (hi, low) = add_powers(s, (hi, low), c.s, coarse);
+            (hi, low) = add_powers(s, (hi, low), d.s, coarse);
             // What rounding takes from this sum is exact, as |hi| >= |rest|. It has a sum of its own: in
             // the next chain it would be larger than what small elements add.
             let sum = s.add(hi, rest);

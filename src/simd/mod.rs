@@ -32,9 +32,15 @@ pub(crate) trait Simd: Copy {
     fn load(self, src: &Lanes) -> Self::V;
     fn store(self, dst: &mut Lanes, v: Self::V);
 
-    /// Asks for the cache line at `at`, which may be any address. A hint: nothing by default.
+    /// Asks for the cache line at `at`, which may be any address, soon. A hint: nothing by default.
     #[inline(always)]
     fn prefetch(self, at: *const f32) {
+        let _ = at;
+    }
+
+    /// Asks for the cache line at `at` to be brought closer, into the second-level cache. A hint.
+    #[inline(always)]
+    fn prefetch_far(self, at: *const f32) {
         let _ = at;
     }
 
