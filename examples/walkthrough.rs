@@ -159,9 +159,7 @@ fn report_agreement(results: &[Results]) -> bool {
         let rows: Vec<u32> = r.losses.iter().chain(&r.logsumexp).map(|x| x.to_bits()).collect();
         (r.evaluation.loss().to_bits(), rows, r.argmax.clone())
     };
-    let (fused, others): (Vec<_>, Vec<_>) = results
-        .iter()
-        .partition(|r| r.backend != Backend::Portable || cfg!(target_feature = "fma"));
+    let (fused, others): (Vec<_>, Vec<_>) = results.iter().partition(|r| r.backend.is_bit_exact());
     let agree = fused.iter().all(|r| bits(r) == bits(fused[0]));
     let names: Vec<&str> = fused.iter().map(|r| r.backend.name()).collect();
     println!(

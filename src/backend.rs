@@ -6,10 +6,16 @@
 use crate::Error;
 use crate::kernel::{exp, forward, read, softmax};
 use crate::simd::Simd;
+#[cfg(target_arch = "aarch64")]
+use crate::simd::neon::Neon;
 use crate::simd::portable::Portable;
 use crate::simd::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected as is_feature_detected;
+#[cfg(target_arch = "x86_64")]
+use std::arch::is_x86_feature_detected as is_feature_detected;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -20,9 +26,9 @@ use std::sync::OnceLock;
 /// [`CrossEntropy::backend`](crate::CrossEntropy::backend) or by the environment variable
 /// `XENT_BACKEND` (read once; the API wins).
 ///
-/// `scalar`, `avx2` and `avx512` return the same bits for every input. `portable` does too where it
-/// was compiled with fused multiply-add, and keeps the same error bounds elsewhere
-/// (`tests/equivalence.rs`).
+/// `scalar`, `neon`, `avx2` and `avx512` return the same bits for every input, on every machine.
+/// `portable` does too where it was compiled with fused multiply-add (on Arm it always is), and keeps
+/// the same error bounds elsewhere (`tests/equivalence.rs`, `tests/digest.rs`).
 ///
 /// ```
 /// use xent::Backend;
@@ -38,8 +44,10 @@ pub enum Backend {
     /// Plain Rust, lane by lane: what the others are compared with. Slow.
     Scalar,
     /// The `wide` crate, with the instructions that this build was compiled for (SSE2 by default on
-    /// x86-64).
+    /// x86-64, NEON on Arm).
     Portable,
+    /// NEON, which every 64-bit Arm CPU has.
+    Neon,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
@@ -49,13 +57,14 @@ pub enum Backend {
 impl Backend {
     /// All backends, whether or not this machine can run them; slowest first.
     pub const ALL: &'static [Backend] =
-        &[Backend::Scalar, Backend::Portable, Backend::Avx2, Backend::Avx512];
+        &[Backend::Scalar, Backend::Portable, Backend::Neon, Backend::Avx2, Backend::Avx512];
 
     /// The name, as `XENT_BACKEND` and the command line take it.
     pub const fn name(self) -> &'static str {
         match self {
             Backend::Scalar => "scalar",
             Backend::Portable => "portable",
+            Backend::Neon => "neon",
             Backend::Avx2 => "avx2",
             Backend::Avx512 => "avx512",
         }
@@ -66,7 +75,7 @@ impl Backend {
     /// That takes fused multiply-add, which `portable` has only if it was compiled for it.
     pub const fn is_bit_exact(self) -> bool {
         match self {
-            Backend::Scalar | Backend::Avx2 | Backend::Avx512 => true,
+            Backend::Scalar | Backend::Neon | Backend::Avx2 | Backend::Avx512 => true,
             Backend::Portable => <Portable as Simd>::FUSED,
         }
     }
@@ -112,27 +121,28 @@ impl Backend {
         Ok(Kernels(match backend {
             Backend::Scalar => &scalar::ENTRIES,
             Backend::Portable => &portable::ENTRIES,
+            #[cfg(target_arch = "aarch64")]
+            Backend::Neon => &neon::ENTRIES,
             #[cfg(target_arch = "x86_64")]
             Backend::Avx2 => &avx2::ENTRIES,
             #[cfg(target_arch = "x86_64")]
             Backend::Avx512 => &avx512::ENTRIES,
-            #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("`require` refuses what `detect` does not find"),
         }))
     }
 
-    #[cfg(target_arch = "x86_64")]
     fn detect(self) -> bool {
         match self {
             Backend::Scalar | Backend::Portable => true,
+            #[cfg(target_arch = "aarch64")]
+            Backend::Neon => neon::detect(),
+            #[cfg(target_arch = "x86_64")]
             Backend::Avx2 => avx2::detect(),
+            #[cfg(target_arch = "x86_64")]
             Backend::Avx512 => avx512::detect(),
+            // Instructions of another architecture.
+            _ => false,
         }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn detect(self) -> bool {
-        matches!(self, Backend::Scalar | Backend::Portable)
     }
 }
 
@@ -203,10 +213,10 @@ macro_rules! backend {
         mod $module {
             use super::*;
 
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
             #[allow(dead_code, reason = "backends without features are always there")]
             pub(super) fn detect() -> bool {
-                true $(&& std::arch::is_x86_feature_detected!($feature))*
+                true $(&& is_feature_detected!($feature))*
             }
 
             $(#[target_feature(enable = $feature)])*
@@ -258,6 +268,13 @@ macro_rules! backend {
 
 backend!(scalar, Scalar);
 backend!(portable, Portable);
+#[cfg(target_arch = "aarch64")]
+backend!(
+    neon,
+    // SAFETY: the entry function that makes the token requires this feature.
+    unsafe { Neon::new() },
+    "neon"
+);
 #[cfg(target_arch = "x86_64")]
 backend!(
     avx2,

@@ -10,6 +10,9 @@ use xent::{Backend, CrossEntropy, Error, Logits, Softmax, reference};
 #[test]
 fn backends_are_those_that_the_cpu_has() {
     let mut expected = vec![Backend::Scalar, Backend::Portable];
+    // Every 64-bit Arm CPU has it.
+    #[cfg(target_arch = "aarch64")]
+    expected.push(Backend::Neon);
     #[cfg(target_arch = "x86_64")]
     {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
@@ -31,13 +34,13 @@ fn backends_are_those_that_the_cpu_has() {
 #[test]
 fn names_round_trip() {
     let names: Vec<String> = Backend::ALL.iter().map(Backend::to_string).collect();
-    assert_eq!(names, ["scalar", "portable", "avx2", "avx512"]);
+    assert_eq!(names, ["scalar", "portable", "neon", "avx2", "avx512"]);
     for &backend in Backend::ALL {
         assert_eq!(backend.name().parse(), Ok(backend));
         assert_eq!(backend.to_string().to_uppercase().parse(), Ok(backend));
         assert_eq!(format!("[{backend:>9}]").len(), 11);
     }
-    for name in ["", "avx", "avx2 ", "sse2", "auto"] {
+    for name in ["", "avx", "avx2 ", "neon2", "sse2", "auto"] {
         let error = name.parse::<Backend>().unwrap_err();
         let available = Backend::available();
         assert_eq!(error, Error::UnknownBackend { name: name.to_owned(), available });

@@ -59,7 +59,7 @@ pub(crate) struct Score {
     #[arg(long, value_name = "R", default_value = "mean")]
     pub(crate) reduction: Reduction,
 
-    /// Instructions to use: scalar, portable, avx2 or avx512
+    /// Instructions to use: scalar, portable, neon, avx2 or avx512
     ///
     /// By default that of the environment variable XENT_BACKEND, or else the fastest that this
     /// machine can run.

@@ -218,7 +218,7 @@ fn every_backend_and_any_number_of_threads_give_the_same_output() {
             continue;
         }
         // Without fused multiply-add the portable backend has the bound but not the bits.
-        let same_bits = backend != Backend::Portable || cfg!(target_feature = "fma");
+        let same_bits = backend.is_bit_exact();
         for threads in ["1", "2", "3"] {
             let report = json(&file, &["--backend", backend.name(), "--threads", threads]);
             assert_eq!(report["backend"], backend.name());

@@ -8,6 +8,8 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod portable;
 pub(crate) mod scalar;
 
@@ -63,7 +65,8 @@ pub(crate) trait Simd: Copy {
     /// The bits of `v` shifted left by 23: moves a small integer into the exponent field.
     fn exponent_from_bits(self, v: Self::V) -> Self::V;
 
-    /// `if a < b { a } else { b }` per lane, for operands that are not NaN.
+    /// `if a < b { a } else { b }` per lane, for operands that are neither NaN nor zeros of unlike
+    /// sign: there, instruction sets differ.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
 
     /// Bitwise `a | b | c`.

@@ -1,0 +1,188 @@
+//! NEON (Advanced SIMD of AArch64): the virtual vector is four 128-bit registers.
+//!
+//! Every `unsafe` block of this file calls intrinsics of NEON, asks for a cache line, or moves one
+//! vector between registers and a reference to an array.
+//! SAFETY of all of them: a [`Neon`] exists only where [`Neon::new`] was called, whose caller promises
+//! that feature (`prfm`, of the prefetch, is part of AArch64, never faults, and changes neither memory
+//! nor flags); loads and stores go through references to arrays of the right length.
+#![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+
+use super::{LANES, Lanes, Simd};
+use std::arch::aarch64::*;
+use std::arch::asm;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Neon(());
+
+impl Neon {
+    /// # Safety
+    /// The CPU has NEON.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        Neon(())
+    }
+}
+
+type Quad = [float32x4_t; 4];
+type Wide = [float64x2_t; 8];
+
+/// Applies an intrinsic to the corresponding quarters of its arguments.
+macro_rules! quarters {
+    ($intrinsic:ident $(::<$n:literal>)?, $($arg:ident),+) => {
+        unsafe {
+            [
+                $intrinsic $(::<$n>)? ($($arg[0]),+),
+                $intrinsic $(::<$n>)? ($($arg[1]),+),
+                $intrinsic $(::<$n>)? ($($arg[2]),+),
+                $intrinsic $(::<$n>)? ($($arg[3]),+),
+            ]
+        }
+    };
+}
+
+impl Simd for Neon {
+    type V = Quad;
+    const FUSED: bool = true;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Quad {
+        unsafe { [vdupq_n_f32(x); 4] }
+    }
+    #[inline(always)]
+    fn load(self, src: &Lanes) -> Quad {
+        let at = src.as_ptr();
+        unsafe {
+            [vld1q_f32(at), vld1q_f32(at.add(4)), vld1q_f32(at.add(8)), vld1q_f32(at.add(12))]
+        }
+    }
+    #[inline(always)]
+    fn store(self, dst: &mut Lanes, v: Quad) {
+        let at = dst.as_mut_ptr();
+        unsafe {
+            vst1q_f32(at, v[0]);
+            vst1q_f32(at.add(4), v[1]);
+            vst1q_f32(at.add(8), v[2]);
+            vst1q_f32(at.add(12), v[3]);
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        // Assembly, as the intrinsic is not stable.
+        unsafe {
+            asm!("prfm pldl1keep, [{}]", in(reg) at, options(nomem, nostack, preserves_flags));
+        }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, at: *const f32) {
+        unsafe {
+            asm!("prfm pldl2keep, [{}]", in(reg) at, options(nomem, nostack, preserves_flags));
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: Quad, b: Quad) -> Quad {
+        quarters!(vaddq_f32, a, b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Quad, b: Quad) -> Quad {
+        quarters!(vsubq_f32, a, b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Quad, b: Quad) -> Quad {
+        quarters!(vmulq_f32, a, b)
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Quad, b: Quad, c: Quad) -> Quad {
+        quarters!(vfmaq_f32, c, a, b)
+    }
+    #[inline(always)]
+    fn neg_mul_add(self, a: Quad, b: Quad, c: Quad) -> Quad {
+        quarters!(vfmsq_f32, c, a, b)
+    }
+    #[inline(always)]
+    fn max_or(self, a: Quad, b: Quad) -> Quad {
+        // `fmax` gives NaN for a NaN in either operand, and `fmaxnm` the number: neither is the contract.
+        let greater = quarters!(vcgtq_f32, a, b);
+        quarters!(vbslq_f32, greater, a, b)
+    }
+    #[inline(always)]
+    fn exponent_from_bits(self, v: Quad) -> Quad {
+        let v = quarters!(vreinterpretq_u32_f32, v);
+        let v = quarters!(vshlq_n_u32::<23>, v);
+        quarters!(vreinterpretq_f32_u32, v)
+    }
+    #[inline(always)]
+    fn min(self, a: Quad, b: Quad) -> Quad {
+        quarters!(vminq_f32, a, b)
+    }
+    #[inline(always)]
+    fn or3(self, a: Quad, b: Quad, c: Quad) -> Quad {
+        let a = quarters!(vreinterpretq_u32_f32, a);
+        let b = quarters!(vreinterpretq_u32_f32, b);
+        let c = quarters!(vreinterpretq_u32_f32, c);
+        let ab = quarters!(vorrq_u32, a, b);
+        let abc = quarters!(vorrq_u32, ab, c);
+        quarters!(vreinterpretq_f32_u32, abc)
+    }
+    #[inline(always)]
+    fn has_bits(self, v: Quad, mask: u32) -> bool {
+        let v = quarters!(vreinterpretq_u32_f32, v);
+        unsafe {
+            let any = vorrq_u32(vorrq_u32(v[0], v[1]), vorrq_u32(v[2], v[3]));
+            vmaxvq_u32(vandq_u32(any, vdupq_n_u32(mask))) != 0
+        }
+    }
+
+    type Wide = Wide;
+
+    #[inline(always)]
+    fn wide_zero(self) -> Wide {
+        unsafe { [vdupq_n_f64(0.0); 8] }
+    }
+    #[inline(always)]
+    fn wide_add(self, sums: Wide, v: Quad) -> Wide {
+        unsafe {
+            [
+                vaddq_f64(sums[0], vcvt_f64_f32(vget_low_f32(v[0]))),
+                vaddq_f64(sums[1], vcvt_high_f64_f32(v[0])),
+                vaddq_f64(sums[2], vcvt_f64_f32(vget_low_f32(v[1]))),
+                vaddq_f64(sums[3], vcvt_high_f64_f32(v[1])),
+                vaddq_f64(sums[4], vcvt_f64_f32(vget_low_f32(v[2]))),
+                vaddq_f64(sums[5], vcvt_high_f64_f32(v[2])),
+                vaddq_f64(sums[6], vcvt_f64_f32(vget_low_f32(v[3]))),
+                vaddq_f64(sums[7], vcvt_high_f64_f32(v[3])),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn wide_scale(self, sums: Wide, factor: f64) -> Wide {
+        unsafe {
+            let f = vdupq_n_f64(factor);
+            [
+                vmulq_f64(sums[0], f),
+                vmulq_f64(sums[1], f),
+                vmulq_f64(sums[2], f),
+                vmulq_f64(sums[3], f),
+                vmulq_f64(sums[4], f),
+                vmulq_f64(sums[5], f),
+                vmulq_f64(sums[6], f),
+                vmulq_f64(sums[7], f),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn wide_lanes(self, sums: Wide) -> [f64; LANES] {
+        let mut lanes = [0.0; LANES];
+        let at = lanes.as_mut_ptr();
+        unsafe {
+            vst1q_f64(at, sums[0]);
+            vst1q_f64(at.add(2), sums[1]);
+            vst1q_f64(at.add(4), sums[2]);
+            vst1q_f64(at.add(6), sums[3]);
+            vst1q_f64(at.add(8), sums[4]);
+            vst1q_f64(at.add(10), sums[5]);
+            vst1q_f64(at.add(12), sums[6]);
+            vst1q_f64(at.add(14), sums[7]);
+        }
+        lanes
+    }
+}
