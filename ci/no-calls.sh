@@ -9,11 +9,11 @@ if ! command -v nm >/dev/null; then
     exit 0
 fi
 symbols=$(nm "$binary")
-if ! grep -q 'xent.*backend.*avx512' <<<"$symbols" && [ "$(uname -m)" = x86_64 ]; then
+if ! grep -qE 'xent.*backend.*(avx512|neon)' <<<"$symbols" && [[ $(uname -m) =~ ^(x86_64|aarch64)$ ]]; then
     echo "$binary has no symbols of the kernels: nothing was checked"
     exit 1
 fi
-left=$(grep -E 'core_arch.*_mm(256|512)?_' <<<"$symbols" || true)
+left=$(grep -E 'core_arch.*(_mm(256|512)?_|neon.*_(f32|f64|u32))' <<<"$symbols" || true)
 if [ -n "$left" ]; then
     printf 'intrinsics that were not inlined into %s:\n%s\n' "$binary" "$left"
     exit 1

@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::fastest;
-use std::process::Command;
+use common::{command, fastest};
 use xent::{Backend, CrossEntropy, Error, Logits, Softmax, reference};
 
 /// A backend that is quietly missing would only be slow: say what there must be.
@@ -75,7 +74,7 @@ fn a_forced_backend_runs_or_is_refused() {
 
 /// What a process with another environment reports, by the test below.
 fn report(variable: Option<&str>) -> String {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut command = command(std::env::current_exe().unwrap());
     command.args(["--exact", "report_for_other_tests", "--ignored", "--nocapture"]);
     match variable {
         Some(value) => command.env("XENT_BACKEND", value),

@@ -4,6 +4,7 @@
 //! The numbers are those of the list that the semantics of this crate were written from. [`LEFT`]
 //! says which of them wait for a feature.
 
+mod common;
 #[path = "support/misuse.rs"]
 mod misuse;
 
@@ -398,7 +399,7 @@ mod case {
         assert!((total / n as f64 - mean).abs() <= 1e-15 * mean, "{total}");
 
         // The scalar backend calls a function per multiply-add: fewer rows there.
-        let n = if b == Backend::Scalar { 1 << 15 } else { 1 << 21 };
+        let n = if b == Backend::Scalar || common::thin() > 1 { 1 << 15 } else { 1 << 21 };
         let mean = ce(b).forward(view(&vec![0.0; 2 * n], n), &vec![0i64; n]).unwrap();
         assert!((mean - std::f64::consts::LN_2).abs() <= 3e-8, "{mean}");
     }

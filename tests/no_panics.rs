@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Kind, Rng, distance, keys};
+use common::{Kind, Rng, distance, keys, property};
 use proptest::prelude::*;
 use xent::{
     Backend, CrossEntropy, EmptyMean, Error, Logits, LogitsMut, Reduction, RowOutputs, Softmax,
@@ -181,12 +181,8 @@ fn random_targets(rng: &mut Rng, shape: &Shape, valid: bool) -> Vec<i128> {
     (0..few(shape.rows)).map(id).collect()
 }
 
-fn config(cases: u32) -> ProptestConfig {
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
-}
-
 proptest! {
-    #![proptest_config(config(5000))]
+    #![proptest_config(property(5000))]
 
     #[test]
     fn cross_entropy_answers_or_refuses(

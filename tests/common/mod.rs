@@ -1,6 +1,9 @@
 //! What the test files share: backends by name, rows that look for trouble, distances.
 #![allow(dead_code, unreachable_pub, reason = "every test file uses a part of this module")]
 
+use proptest::test_runner::Config as ProptestConfig;
+use std::ffi::OsStr;
+use std::process::Command;
 use xent::Backend;
 
 /// Calls `test` with every backend of this machine, and says which were run and which were not.
@@ -15,6 +18,38 @@ pub fn for_each_backend(mut test: impl FnMut(Backend)) {
     }
     // The rest of the set is asserted once, by tests/dispatch.rs.
     assert!(Backend::Scalar.is_available() && Backend::Portable.is_available());
+}
+
+/// A command that runs `program`, which was built for the machine that the tests run on: by the emulator
+/// that `XENT_TEST_RUNNER` names, if any, since an emulated process cannot start another like itself.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    match std::env::var_os("XENT_TEST_RUNNER") {
+        Some(runner) if !runner.is_empty() => {
+            let mut command = Command::new(runner);
+            command.arg(program);
+            command
+        }
+        _ => Command::new(program),
+    }
+}
+
+/// `XENT_TEST_THIN=n` makes tests that try every number, or millions, try one in `n`: for emulated
+/// machines, which take minutes for what others do in a second. 1 unless it is set.
+pub fn thin() -> usize {
+    let Some(value) = std::env::var_os("XENT_TEST_THIN").filter(|value| !value.is_empty()) else {
+        return 1;
+    };
+    let n = value.to_str().and_then(|value| value.parse().ok()).filter(|&n| n > 0);
+    let n = n.unwrap_or_else(|| panic!("XENT_TEST_THIN is {value:?}: not a number above 0"));
+    println!("thinned by XENT_TEST_THIN: one number in {n}");
+    n
+}
+
+/// Property tests of so many cases, or fewer if `PROPTEST_CASES` says so.
+pub fn property(cases: u32) -> ProptestConfig {
+    let asked = ProptestConfig::default().cases;
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { cases.min(asked) } else { cases };
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 /// The fastest backend of this machine, whatever the environment asks for.

@@ -1,7 +1,7 @@
 //! What a caller can get wrong: the exact error, its text, and that no output was touched.
 
+use super::common;
 use std::fmt::Debug;
-use std::process::Command;
 use xent::{
     Backend, CrossEntropy, Error, Logits, LogitsMut, Reduction, RowOutputs, Softmax, Targets,
 };
@@ -317,7 +317,7 @@ fn print_what_is_selected() {
 #[test]
 fn the_environment_selects() {
     let selected = |value: Option<&str>| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut command = common::command(std::env::current_exe().unwrap());
         command.args(["--exact", "misuse::print_what_is_selected", "--nocapture"]);
         match value {
             Some(value) => command.env("XENT_BACKEND", value),

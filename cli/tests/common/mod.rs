@@ -9,9 +9,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
-/// The tool, away from whatever the environment of the tests says.
+/// The tool, away from whatever the environment of the tests says but for `XENT_TEST_RUNNER`: the
+/// emulator to run it with, since an emulated process cannot start another like itself.
 pub(crate) fn xent() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xent"));
+    let program = env!("CARGO_BIN_EXE_xent");
+    let runner = std::env::var_os("XENT_TEST_RUNNER").filter(|runner| !runner.is_empty());
+    let mut command = Command::new(runner.as_deref().unwrap_or(OsStr::new(program)));
+    if runner.is_some() {
+        command.arg(program);
+    }
     command.env_remove("XENT_BACKEND").env_remove("RAYON_NUM_THREADS");
     command
 }
