@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::Error;
-use crate::kernel::{exp, forward, read, softmax};
+use crate::kernel::{double, exp, forward, read, softmax};
 use crate::simd::Simd;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon::Neon;
@@ -175,6 +175,15 @@ struct Entries {
     row_loss: unsafe fn(&[f32], usize) -> f64,
     exp: unsafe fn(&mut [f32]),
     read: unsafe fn(&[f32]) -> f32,
+    exp_f64: unsafe fn(&mut [f64]),
+    row_loss_f64: unsafe fn(&[f64], usize) -> f64,
+    row_lse_f64: unsafe fn(&[f64], usize) -> (f64, f64),
+    logsumexp_f64: unsafe fn(&[f64]) -> f64,
+    softmax_f64: unsafe fn(&mut [f64]),
+    log_softmax_f64: unsafe fn(&mut [f64]),
+    argmax_f64: unsafe fn(&[f64]) -> usize,
+    sum_from_f64: unsafe fn(&[f64], Option<&[f64]>, f64) -> f64,
+    scaled_exp_f64: unsafe fn(&double::grad::ScaledExp<'_>, double::grad::Place<'_>),
 }
 
 /// The kernels of a backend that this machine can run: [`Backend::kernels`] makes no others.
@@ -202,6 +211,15 @@ safe_entries! {
     row_loss(logits: &[f32], target: usize) -> f64;
     exp(values: &mut [f32]);
     read(values: &[f32]) -> f32;
+    exp_f64(values: &mut [f64]);
+    row_loss_f64(logits: &[f64], target: usize) -> f64;
+    row_lse_f64(logits: &[f64], target: usize) -> (f64, f64);
+    logsumexp_f64(logits: &[f64]) -> f64;
+    softmax_f64(row: &mut [f64]);
+    log_softmax_f64(row: &mut [f64]);
+    argmax_f64(row: &[f64]) -> usize;
+    sum_from_f64(x: &[f64], weights: Option<&[f64]>, from: f64) -> f64;
+    scaled_exp_f64(terms: &double::grad::ScaledExp<'_>, place: double::grad::Place<'_>);
 }
 
 /// One module per backend: its entry functions, and its detection from the same feature list.
@@ -251,6 +269,42 @@ macro_rules! backend {
             unsafe fn read(values: &[f32]) -> f32 {
                 read::run($token, values)
             }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn exp_f64(values: &mut [f64]) {
+                double::exp::run($token, values);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn row_loss_f64(logits: &[f64], target: usize) -> f64 {
+                double::row($token, logits, Some(target)).loss(logits[target])
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn row_lse_f64(logits: &[f64], target: usize) -> (f64, f64) {
+                double::row($token, logits, Some(target)).lse_with(logits[target])
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn logsumexp_f64(logits: &[f64]) -> f64 {
+                double::softmax::logsumexp($token, logits)
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn softmax_f64(row: &mut [f64]) {
+                double::softmax::softmax($token, row);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn log_softmax_f64(row: &mut [f64]) {
+                double::softmax::log_softmax($token, row);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn argmax_f64(row: &[f64]) -> usize {
+                double::scan::argmax($token, row)
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn sum_from_f64(x: &[f64], weights: Option<&[f64]>, from: f64) -> f64 {
+                double::scan::sum_from($token, x, weights, from)
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn scaled_exp_f64(terms: &double::grad::ScaledExp<'_>, place: double::grad::Place<'_>) {
+                double::grad::scaled_exp($token, terms, place);
+            }
 
             pub(super) static ENTRIES: Entries = Entries {
                 forward,
@@ -261,6 +315,15 @@ macro_rules! backend {
                 row_loss,
                 exp,
                 read,
+                exp_f64,
+                row_loss_f64,
+                row_lse_f64,
+                logsumexp_f64,
+                softmax_f64,
+                log_softmax_f64,
+                argmax_f64,
+                sum_from_f64,
+                scaled_exp_f64,
             };
         }
     };

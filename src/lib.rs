@@ -53,4 +53,64 @@ pub mod internals {
     pub fn row_loss(backend: Backend, logits: &[f32], target: usize) -> Result<f64, Error> {
         Backend::kernels(Some(backend)).map(|kernels| kernels.row_loss(logits, target))
     }
+
+    pub use crate::kernel::double::grad::{Place, ScaledExp, Subtract};
+
+    /// [`exp`], for `x <= 709.4`.
+    pub fn exp_f64(backend: Backend, values: &mut [f64]) -> Result<(), Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.exp_f64(values))
+    }
+
+    /// [`row_loss`] of `f64`.
+    pub fn row_loss_f64(backend: Backend, logits: &[f64], target: usize) -> Result<f64, Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.row_loss_f64(logits, target))
+    }
+
+    /// The logsumexp of a row, as the sum of two numbers, on the way that a loss takes.
+    pub fn row_lse_f64(
+        backend: Backend,
+        logits: &[f64],
+        target: usize,
+    ) -> Result<(f64, f64), Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.row_lse_f64(logits, target))
+    }
+
+    /// The logsumexp of a row.
+    pub fn logsumexp_f64(backend: Backend, logits: &[f64]) -> Result<f64, Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.logsumexp_f64(logits))
+    }
+
+    /// The softmax of a row, in place.
+    pub fn softmax_f64(backend: Backend, row: &mut [f64]) -> Result<(), Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.softmax_f64(row))
+    }
+
+    /// The log-softmax of a row, in place.
+    pub fn log_softmax_f64(backend: Backend, row: &mut [f64]) -> Result<(), Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.log_softmax_f64(row))
+    }
+
+    /// The first index of the largest element, or of the first NaN.
+    pub fn argmax_f64(backend: Backend, row: &[f64]) -> Result<usize, Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.argmax_f64(row))
+    }
+
+    /// The sum of `x - from`, weighted if there are weights.
+    pub fn sum_from_f64(
+        backend: Backend,
+        x: &[f64],
+        weights: Option<&[f64]>,
+        from: f64,
+    ) -> Result<f64, Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.sum_from_f64(x, weights, from))
+    }
+
+    /// The terms of a gradient; all slices must be of one length.
+    pub fn scaled_exp_f64(
+        backend: Backend,
+        terms: &ScaledExp<'_>,
+        place: Place<'_>,
+    ) -> Result<(), Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.scaled_exp_f64(terms, place))
+    }
 }

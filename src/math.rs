@@ -5,6 +5,8 @@
 //! results of a row are the same bits on every machine.
 #![forbid(unsafe_code)]
 
+pub(crate) mod double_double;
+
 use std::f64::consts::{LN_2, LOG2_E};
 
 // ln 2 in two parts; the first has 32 trailing zero bits, so that its product with an exponent is

@@ -7,7 +7,7 @@
 //! address); loads and stores go through references to arrays of the right length.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
-use super::{LANES, Lanes, Simd};
+use super::{LANES, Lanes, Lanes64, Simd, Simd64};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -146,5 +146,99 @@ impl Simd for Avx2 {
             _mm256_storeu_pd(lanes.as_mut_ptr().add(12), sums[3]);
         }
         lanes
+    }
+}
+
+type PairD = [__m256d; 2];
+
+impl Simd64 for Avx2 {
+    type D = PairD;
+
+    #[inline(always)]
+    fn dsplat(self, x: f64) -> PairD {
+        unsafe { [_mm256_set1_pd(x); 2] }
+    }
+    #[inline(always)]
+    fn dload(self, src: &Lanes64) -> PairD {
+        unsafe { [_mm256_loadu_pd(src.as_ptr()), _mm256_loadu_pd(src.as_ptr().add(4))] }
+    }
+    #[inline(always)]
+    fn dstore(self, dst: &mut Lanes64, v: PairD) {
+        unsafe {
+            _mm256_storeu_pd(dst.as_mut_ptr(), v[0]);
+            _mm256_storeu_pd(dst.as_mut_ptr().add(4), v[1]);
+        }
+    }
+    #[inline(always)]
+    fn dstream(self, dst: &mut Lanes64, v: PairD) {
+        let to = dst.as_mut_ptr();
+        if to.addr().is_multiple_of(64) {
+            // Streaming stores fault unless they are aligned, which this one is.
+            unsafe {
+                _mm256_stream_pd(to, v[0]);
+                _mm256_stream_pd(to.add(4), v[1]);
+            }
+        } else {
+            self.dstore(dst, v);
+        }
+    }
+    #[inline(always)]
+    fn dstream_end(self) {
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
+    fn dadd(self, a: PairD, b: PairD) -> PairD {
+        halves!(_mm256_add_pd, a, b)
+    }
+    #[inline(always)]
+    fn dsub(self, a: PairD, b: PairD) -> PairD {
+        halves!(_mm256_sub_pd, a, b)
+    }
+    #[inline(always)]
+    fn dmul(self, a: PairD, b: PairD) -> PairD {
+        halves!(_mm256_mul_pd, a, b)
+    }
+    #[inline(always)]
+    fn ddiv(self, a: PairD, b: PairD) -> PairD {
+        halves!(_mm256_div_pd, a, b)
+    }
+    #[inline(always)]
+    fn dmul_add(self, a: PairD, b: PairD, c: PairD) -> PairD {
+        halves!(_mm256_fmadd_pd, a, b, c)
+    }
+    #[inline(always)]
+    fn dneg_mul_add(self, a: PairD, b: PairD, c: PairD) -> PairD {
+        halves!(_mm256_fnmadd_pd, a, b, c)
+    }
+    #[inline(always)]
+    fn dmax_or(self, a: PairD, b: PairD) -> PairD {
+        // `maxpd` is `a > b ? a : b`: the operand order is the contract.
+        halves!(_mm256_max_pd, a, b)
+    }
+    #[inline(always)]
+    fn dmin(self, a: PairD, b: PairD) -> PairD {
+        halves!(_mm256_min_pd, a, b)
+    }
+    #[inline(always)]
+    fn dexponent_from_bits(self, v: PairD) -> PairD {
+        let v = halves!(_mm256_castpd_si256, v);
+        let v = unsafe { [_mm256_slli_epi64::<52>(v[0]), _mm256_slli_epi64::<52>(v[1])] };
+        halves!(_mm256_castsi256_pd, v)
+    }
+    #[inline(always)]
+    fn dor(self, a: PairD, b: PairD) -> PairD {
+        halves!(_mm256_or_pd, a, b)
+    }
+    #[inline(always)]
+    fn dhas_bits(self, v: PairD, mask: u64) -> bool {
+        unsafe {
+            let any = _mm256_castpd_si256(_mm256_or_pd(v[0], v[1]));
+            _mm256_testz_si256(any, _mm256_set1_epi64x(mask as i64)) == 0
+        }
+    }
+    #[inline(always)]
+    fn dhas_nan(self, v: PairD) -> bool {
+        // Unordered if either is NaN, so one comparison looks at both halves.
+        unsafe { _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_UNORD_Q>(v[0], v[1])) != 0 }
     }
 }

@@ -7,7 +7,7 @@
 //! address); loads and stores go through references to arrays of the right length.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
-use super::{LANES, Lanes, Simd};
+use super::{LANES, Lanes, Lanes64, Simd, Simd64};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -127,5 +127,87 @@ impl Simd for Avx512 {
             _mm512_storeu_pd(lanes.as_mut_ptr().add(8), sums[1]);
         }
         lanes
+    }
+}
+
+impl Simd64 for Avx512 {
+    type D = __m512d;
+
+    #[inline(always)]
+    fn dsplat(self, x: f64) -> __m512d {
+        unsafe { _mm512_set1_pd(x) }
+    }
+    #[inline(always)]
+    fn dload(self, src: &Lanes64) -> __m512d {
+        unsafe { _mm512_loadu_pd(src.as_ptr()) }
+    }
+    #[inline(always)]
+    fn dstore(self, dst: &mut Lanes64, v: __m512d) {
+        unsafe { _mm512_storeu_pd(dst.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn dstream(self, dst: &mut Lanes64, v: __m512d) {
+        let to = dst.as_mut_ptr();
+        if to.addr().is_multiple_of(64) {
+            // Streaming stores fault unless they are aligned, which this one is.
+            unsafe { _mm512_stream_pd(to, v) }
+        } else {
+            self.dstore(dst, v);
+        }
+    }
+    #[inline(always)]
+    fn dstream_end(self) {
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
+    fn dadd(self, a: __m512d, b: __m512d) -> __m512d {
+        unsafe { _mm512_add_pd(a, b) }
+    }
+    #[inline(always)]
+    fn dsub(self, a: __m512d, b: __m512d) -> __m512d {
+        unsafe { _mm512_sub_pd(a, b) }
+    }
+    #[inline(always)]
+    fn dmul(self, a: __m512d, b: __m512d) -> __m512d {
+        unsafe { _mm512_mul_pd(a, b) }
+    }
+    #[inline(always)]
+    fn ddiv(self, a: __m512d, b: __m512d) -> __m512d {
+        unsafe { _mm512_div_pd(a, b) }
+    }
+    #[inline(always)]
+    fn dmul_add(self, a: __m512d, b: __m512d, c: __m512d) -> __m512d {
+        unsafe { _mm512_fmadd_pd(a, b, c) }
+    }
+    #[inline(always)]
+    fn dneg_mul_add(self, a: __m512d, b: __m512d, c: __m512d) -> __m512d {
+        unsafe { _mm512_fnmadd_pd(a, b, c) }
+    }
+    #[inline(always)]
+    fn dmax_or(self, a: __m512d, b: __m512d) -> __m512d {
+        // `vmaxpd` is `a > b ? a : b`: the operand order is the contract.
+        unsafe { _mm512_max_pd(a, b) }
+    }
+    #[inline(always)]
+    fn dmin(self, a: __m512d, b: __m512d) -> __m512d {
+        unsafe { _mm512_min_pd(a, b) }
+    }
+    #[inline(always)]
+    fn dexponent_from_bits(self, v: __m512d) -> __m512d {
+        unsafe { _mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(v))) }
+    }
+    #[inline(always)]
+    fn dor(self, a: __m512d, b: __m512d) -> __m512d {
+        unsafe { _mm512_or_pd(a, b) }
+    }
+    #[inline(always)]
+    fn dhas_bits(self, v: __m512d, mask: u64) -> bool {
+        unsafe {
+            _mm512_test_epi64_mask(_mm512_castpd_si512(v), _mm512_set1_epi64(mask as i64)) != 0
+        }
+    }
+    #[inline(always)]
+    fn dhas_nan(self, v: __m512d) -> bool {
+        unsafe { _mm512_cmp_pd_mask::<_CMP_UNORD_Q>(v, v) != 0 }
     }
 }

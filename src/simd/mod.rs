@@ -1,7 +1,7 @@
-//! The virtual vector: 16 `f32` lanes on every backend.
+//! The virtual vector: 16 `f32` lanes on every backend, or 8 `f64` lanes.
 //!
 //! Kernels are written once against [`Simd`]; a backend supplies operations only and never sees a
-//! row. Every backend performs the same operations on the same 16 lanes, and each operation has one
+//! row. Every backend performs the same operations on the same lanes, and each operation has one
 //! correctly rounded result, so all backends with [`Simd::FUSED`] return the same bits.
 
 #[cfg(target_arch = "x86_64")]
@@ -23,7 +23,7 @@ pub(crate) type Lanes = [f32; LANES];
 ///
 /// The contract of each operation is what makes results agree bit for bit. Unless stated otherwise
 /// an operation is the IEEE 754 one, rounded to nearest even, with subnormals kept.
-pub(crate) trait Simd: Copy {
+pub(crate) trait Simd: Simd64 {
     type V: Copy;
 
     /// Whether [`Simd::mul_add`] and [`Simd::neg_mul_add`] round once. Kernels that need the exact
@@ -107,6 +107,71 @@ pub(crate) trait Simd: Copy {
     fn to_lanes(self, v: Self::V) -> Lanes {
         let mut lanes = [0.0; LANES];
         self.store(&mut lanes, v);
+        lanes
+    }
+}
+
+/// Lanes of the virtual vector of `f64`.
+pub(crate) const LANES_64: usize = 8;
+
+/// The memory of one virtual vector of `f64`.
+pub(crate) type Lanes64 = [f64; LANES_64];
+
+/// The operations on 8 `f64` lanes, for rows of `f64`. What [`Simd`] says about rounding and NaN holds
+/// here, and whether [`Simd64::dmul_add`] and [`Simd64::dneg_mul_add`] round once is [`Simd::FUSED`].
+#[allow(dead_code, reason = "a complete set of operations, whichever the kernels use")]
+pub(crate) trait Simd64: Copy {
+    type D: Copy;
+
+    fn dsplat(self, x: f64) -> Self::D;
+    fn dload(self, src: &Lanes64) -> Self::D;
+    fn dstore(self, dst: &mut Lanes64, v: Self::D);
+
+    /// As [`Simd64::dstore`], but past the caches where `dst` is aligned to 64 bytes and the backend
+    /// can. Other threads may only be told of the result after [`Simd64::dstream_end`].
+    #[inline(always)]
+    fn dstream(self, dst: &mut Lanes64, v: Self::D) {
+        self.dstore(dst, v);
+    }
+
+    /// Orders everything that was streamed before everything that is written later.
+    #[inline(always)]
+    fn dstream_end(self) {}
+
+    fn dadd(self, a: Self::D, b: Self::D) -> Self::D;
+    fn dsub(self, a: Self::D, b: Self::D) -> Self::D;
+    fn dmul(self, a: Self::D, b: Self::D) -> Self::D;
+    fn ddiv(self, a: Self::D, b: Self::D) -> Self::D;
+
+    /// `a * b + c`
+    fn dmul_add(self, a: Self::D, b: Self::D, c: Self::D) -> Self::D;
+
+    /// `c - a * b`
+    fn dneg_mul_add(self, a: Self::D, b: Self::D, c: Self::D) -> Self::D;
+
+    /// `if a > b { a } else { b }` per lane, so a NaN in either operand gives `b`: see
+    /// [`Simd::max_or`].
+    fn dmax_or(self, a: Self::D, b: Self::D) -> Self::D;
+
+    /// `if a < b { a } else { b }` per lane, for operands that are not NaN.
+    fn dmin(self, a: Self::D, b: Self::D) -> Self::D;
+
+    /// The bits of `v` shifted left by 52: moves a small integer into the exponent field.
+    fn dexponent_from_bits(self, v: Self::D) -> Self::D;
+
+    /// Bitwise `a | b`.
+    fn dor(self, a: Self::D, b: Self::D) -> Self::D;
+
+    /// Whether any lane has any bit of `mask`.
+    fn dhas_bits(self, v: Self::D, mask: u64) -> bool;
+
+    /// Whether any lane is NaN.
+    fn dhas_nan(self, v: Self::D) -> bool;
+
+    #[inline(always)]
+    fn to_lanes64(self, v: Self::D) -> Lanes64 {
+        let mut lanes = [0.0; LANES_64];
+        self.dstore(&mut lanes, v);
         lanes
     }
 }

@@ -7,7 +7,7 @@
 //! nor flags); loads and stores go through references to arrays of the right length.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
-use super::{LANES, Lanes, Simd};
+use super::{LANES, Lanes, Lanes64, Simd, Simd64};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -25,6 +25,7 @@ impl Neon {
 
 type Quad = [float32x4_t; 4];
 type Wide = [float64x2_t; 8];
+type QuadD = [float64x2_t; 4];
 
 /// Applies an intrinsic to the corresponding quarters of its arguments.
 macro_rules! quarters {
@@ -184,5 +185,94 @@ impl Simd for Neon {
             vst1q_f64(at.add(14), sums[7]);
         }
         lanes
+    }
+}
+
+impl Simd64 for Neon {
+    type D = QuadD;
+
+    #[inline(always)]
+    fn dsplat(self, x: f64) -> QuadD {
+        unsafe { [vdupq_n_f64(x); 4] }
+    }
+    #[inline(always)]
+    fn dload(self, src: &Lanes64) -> QuadD {
+        let at = src.as_ptr();
+        unsafe { [vld1q_f64(at), vld1q_f64(at.add(2)), vld1q_f64(at.add(4)), vld1q_f64(at.add(6))] }
+    }
+    #[inline(always)]
+    fn dstore(self, dst: &mut Lanes64, v: QuadD) {
+        let at = dst.as_mut_ptr();
+        unsafe {
+            vst1q_f64(at, v[0]);
+            vst1q_f64(at.add(2), v[1]);
+            vst1q_f64(at.add(4), v[2]);
+            vst1q_f64(at.add(6), v[3]);
+        }
+    }
+    #[inline(always)]
+    fn dadd(self, a: QuadD, b: QuadD) -> QuadD {
+        quarters!(vaddq_f64, a, b)
+    }
+    #[inline(always)]
+    fn dsub(self, a: QuadD, b: QuadD) -> QuadD {
+        quarters!(vsubq_f64, a, b)
+    }
+    #[inline(always)]
+    fn dmul(self, a: QuadD, b: QuadD) -> QuadD {
+        quarters!(vmulq_f64, a, b)
+    }
+    #[inline(always)]
+    fn ddiv(self, a: QuadD, b: QuadD) -> QuadD {
+        quarters!(vdivq_f64, a, b)
+    }
+    #[inline(always)]
+    fn dmul_add(self, a: QuadD, b: QuadD, c: QuadD) -> QuadD {
+        quarters!(vfmaq_f64, c, a, b)
+    }
+    #[inline(always)]
+    fn dneg_mul_add(self, a: QuadD, b: QuadD, c: QuadD) -> QuadD {
+        quarters!(vfmsq_f64, c, a, b)
+    }
+    #[inline(always)]
+    fn dmax_or(self, a: QuadD, b: QuadD) -> QuadD {
+        // See `max_or`.
+        let greater = quarters!(vcgtq_f64, a, b);
+        quarters!(vbslq_f64, greater, a, b)
+    }
+    #[inline(always)]
+    fn dmin(self, a: QuadD, b: QuadD) -> QuadD {
+        quarters!(vminq_f64, a, b)
+    }
+    #[inline(always)]
+    fn dexponent_from_bits(self, v: QuadD) -> QuadD {
+        let v = quarters!(vreinterpretq_u64_f64, v);
+        let v = quarters!(vshlq_n_u64::<52>, v);
+        quarters!(vreinterpretq_f64_u64, v)
+    }
+    #[inline(always)]
+    fn dor(self, a: QuadD, b: QuadD) -> QuadD {
+        let a = quarters!(vreinterpretq_u64_f64, a);
+        let b = quarters!(vreinterpretq_u64_f64, b);
+        let ab = quarters!(vorrq_u64, a, b);
+        quarters!(vreinterpretq_f64_u64, ab)
+    }
+    #[inline(always)]
+    fn dhas_bits(self, v: QuadD, mask: u64) -> bool {
+        let v = quarters!(vreinterpretq_u64_f64, v);
+        unsafe {
+            let any = vorrq_u64(vorrq_u64(v[0], v[1]), vorrq_u64(v[2], v[3]));
+            let any = vandq_u64(any, vdupq_n_u64(mask));
+            vmaxvq_u32(vreinterpretq_u32_u64(any)) != 0
+        }
+    }
+    #[inline(always)]
+    fn dhas_nan(self, v: QuadD) -> bool {
+        // A number equals itself.
+        let same = quarters!(vceqq_f64, v, v);
+        unsafe {
+            let all = vandq_u64(vandq_u64(same[0], same[1]), vandq_u64(same[2], same[3]));
+            vminvq_u32(vreinterpretq_u32_u64(all)) == 0
+        }
     }
 }

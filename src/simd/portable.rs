@@ -6,9 +6,9 @@
 #![forbid(unsafe_code)]
 
 use super::scalar::Scalar;
-use super::{LANES, Lanes, Simd};
+use super::{LANES, LANES_64, Lanes, Lanes64, Simd, Simd64};
 use wide::bytemuck::cast;
-use wide::{f32x16, u32x16};
+use wide::{f32x16, f64x8, u32x16, u64x8};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -93,5 +93,72 @@ impl Simd for Portable {
     #[inline(always)]
     fn wide_lanes(self, sums: [f64; LANES]) -> [f64; LANES] {
         sums
+    }
+}
+
+impl Simd64 for Portable {
+    type D = f64x8;
+
+    #[inline(always)]
+    fn dsplat(self, x: f64) -> f64x8 {
+        f64x8::splat(x)
+    }
+    #[inline(always)]
+    fn dload(self, src: &Lanes64) -> f64x8 {
+        f64x8::new(*src)
+    }
+    #[inline(always)]
+    fn dstore(self, dst: &mut Lanes64, v: f64x8) {
+        *dst = v.to_array();
+    }
+    #[inline(always)]
+    fn dadd(self, a: f64x8, b: f64x8) -> f64x8 {
+        a + b
+    }
+    #[inline(always)]
+    fn dsub(self, a: f64x8, b: f64x8) -> f64x8 {
+        a - b
+    }
+    #[inline(always)]
+    fn dmul(self, a: f64x8, b: f64x8) -> f64x8 {
+        a * b
+    }
+    #[inline(always)]
+    fn ddiv(self, a: f64x8, b: f64x8) -> f64x8 {
+        a / b
+    }
+    #[inline(always)]
+    fn dmul_add(self, a: f64x8, b: f64x8, c: f64x8) -> f64x8 {
+        a.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn dneg_mul_add(self, a: f64x8, b: f64x8, c: f64x8) -> f64x8 {
+        a.mul_neg_add(b, c)
+    }
+    #[inline(always)]
+    fn dmax_or(self, a: f64x8, b: f64x8) -> f64x8 {
+        // `f64x8::max` treats NaN in another way.
+        a.simd_gt(b).bitselect(a, b)
+    }
+    #[inline(always)]
+    fn dmin(self, a: f64x8, b: f64x8) -> f64x8 {
+        a.fast_min(b)
+    }
+    #[inline(always)]
+    fn dexponent_from_bits(self, v: f64x8) -> f64x8 {
+        cast(cast::<f64x8, u64x8>(v) << 52)
+    }
+    #[inline(always)]
+    fn dor(self, a: f64x8, b: f64x8) -> f64x8 {
+        a | b
+    }
+    #[inline(always)]
+    fn dhas_bits(self, v: f64x8, mask: u64) -> bool {
+        let bits: [u64; LANES_64] = cast(v);
+        bits.iter().fold(0, |all, x| all | x) & mask != 0
+    }
+    #[inline(always)]
+    fn dhas_nan(self, v: f64x8) -> bool {
+        v.is_nan().any()
     }
 }

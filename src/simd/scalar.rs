@@ -1,7 +1,7 @@
 //! The readable definition of every operation, in plain Rust.
 #![forbid(unsafe_code)]
 
-use super::{LANES, Lanes, Simd};
+use super::{LANES, LANES_64, Lanes, Lanes64, Simd, Simd64};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
@@ -92,5 +92,80 @@ impl Simd for Scalar {
     #[inline(always)]
     fn wide_lanes(self, sums: [f64; LANES]) -> [f64; LANES] {
         sums
+    }
+}
+
+#[inline(always)]
+fn dmap2(a: Lanes64, b: Lanes64, f: impl Fn(f64, f64) -> f64) -> Lanes64 {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+#[inline(always)]
+fn dmap3(a: Lanes64, b: Lanes64, c: Lanes64, f: impl Fn(f64, f64, f64) -> f64) -> Lanes64 {
+    std::array::from_fn(|i| f(a[i], b[i], c[i]))
+}
+
+impl Simd64 for Scalar {
+    type D = Lanes64;
+
+    #[inline(always)]
+    fn dsplat(self, x: f64) -> Lanes64 {
+        [x; LANES_64]
+    }
+    #[inline(always)]
+    fn dload(self, src: &Lanes64) -> Lanes64 {
+        *src
+    }
+    #[inline(always)]
+    fn dstore(self, dst: &mut Lanes64, v: Lanes64) {
+        *dst = v;
+    }
+    #[inline(always)]
+    fn dadd(self, a: Lanes64, b: Lanes64) -> Lanes64 {
+        dmap2(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn dsub(self, a: Lanes64, b: Lanes64) -> Lanes64 {
+        dmap2(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn dmul(self, a: Lanes64, b: Lanes64) -> Lanes64 {
+        dmap2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn ddiv(self, a: Lanes64, b: Lanes64) -> Lanes64 {
+        dmap2(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn dmul_add(self, a: Lanes64, b: Lanes64, c: Lanes64) -> Lanes64 {
+        dmap3(a, b, c, f64::mul_add)
+    }
+    #[inline(always)]
+    fn dneg_mul_add(self, a: Lanes64, b: Lanes64, c: Lanes64) -> Lanes64 {
+        dmap3(a, b, c, |a, b, c| (-a).mul_add(b, c))
+    }
+    #[inline(always)]
+    fn dmax_or(self, a: Lanes64, b: Lanes64) -> Lanes64 {
+        dmap2(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn dmin(self, a: Lanes64, b: Lanes64) -> Lanes64 {
+        dmap2(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn dexponent_from_bits(self, v: Lanes64) -> Lanes64 {
+        v.map(|x| f64::from_bits(x.to_bits() << 52))
+    }
+    #[inline(always)]
+    fn dor(self, a: Lanes64, b: Lanes64) -> Lanes64 {
+        dmap2(a, b, |a, b| f64::from_bits(a.to_bits() | b.to_bits()))
+    }
+    #[inline(always)]
+    fn dhas_bits(self, v: Lanes64, mask: u64) -> bool {
+        v.iter().any(|x| x.to_bits() & mask != 0)
+    }
+    #[inline(always)]
+    fn dhas_nan(self, v: Lanes64) -> bool {
+        v.iter().any(|x| x.is_nan())
     }
 }

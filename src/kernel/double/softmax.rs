@@ -1,0 +1,52 @@
+//! `softmax`, `log_softmax` and `logsumexp` of one row, as `kernel/softmax.rs`.
+
+use super::grad::{Place, ScaledExp, Subtract, scaled_exp};
+use super::scan::{self, Map, map_lanes};
+use super::sum;
+use crate::simd::Simd;
+
+/// `ln(sum(e^x))`; -inf for nothing but -inf, +inf if there is one, NaN if there is one.
+#[inline(always)]
+pub(crate) fn logsumexp<S: Simd>(s: S, row: &[f64]) -> f64 {
+    sum::row(s, row, None).lse().0
+}
+
+/// In place; NaN for rows that have none.
+#[inline(always)]
+pub(crate) fn softmax<S: Simd>(s: S, row: &mut [f64]) {
+    let lse = sum::row(s, row, None).lse();
+    let probability = ScaledExp { a: 1.0, lse, subtract: Subtract::Nothing, slope: None };
+    scaled_exp(s, &probability, Place::InPlace(row));
+}
+
+/// In place; NaN for rows that have none.
+#[inline(always)]
+pub(crate) fn log_softmax<S: Simd>(s: S, row: &mut [f64]) {
+    if row.is_empty() {
+        return;
+    }
+    // The largest element is left out of the sum, as the target of a loss is: its own
+    // log-probability then keeps its digits when it is close to 0.
+    let best = scan::argmax(s, row);
+    let max = row[best];
+    let (hi, lo) = sum::row(s, row, Some(best)).loss_parts(max);
+    if hi.is_nan() {
+        row.fill(f64::NAN);
+        return;
+    }
+    map_lanes(s, row, &LogProbability { max: s.dsplat(max), hi: s.dsplat(hi), lo: s.dsplat(lo) });
+}
+
+struct LogProbability<S: Simd> {
+    max: S::D,
+    hi: S::D,
+    lo: S::D,
+}
+
+impl<S: Simd> Map<S> for LogProbability<S> {
+    #[inline(always)]
+    fn map(&self, s: S, x: S::D) -> S::D {
+        // Three subtractions: folding `max` and the logarithm loses digits where `max` is large.
+        s.dsub(s.dsub(s.dsub(x, self.max), self.hi), self.lo)
+    }
+}
