@@ -57,7 +57,9 @@ const TIMES: u8 = 2;
 
 /// Calculates the terms of `x` for every element. All slices must be of one length.
 ///
-/// The exponential times `a` is within 1.5 ULP; 0 may stand for what is below 2^-1022.
+/// The exponential times `a` is within 1.5 ULP of what `hi` and `lo` give; 0 may stand for what is below
+/// 2^-1022. Where `hi` is beyond 1e14, `lo` holds the logarithm of a sum in one `f64`, and its rounding
+/// adds up to half a unit of the last place of it.
 #[inline(always)]
 pub(crate) fn scaled_exp<S: Simd>(s: S, terms: &ScaledExp<'_>, place: Place<'_>) {
     match place {

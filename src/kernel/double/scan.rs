@@ -86,8 +86,8 @@ impl<S: Simd> Sum<S> {
     }
 }
 
-/// `sum_j (x[j] - from)`, or `sum_j weights[j] (x[j] - from)`, which must be as many, rounded once or
-/// nearly so. Infinities and NaN give what they give in plain sums: `0 * inf` is NaN.
+/// `sum_j (x[j] - from)`, or `sum_j weights[j] (x[j] - from)`, which must be as many, for finite `from`,
+/// rounded once or nearly so. Infinities and NaN give what they give in plain sums: `0 * inf` is NaN.
 #[inline(always)]
 pub(crate) fn sum_from<S: Simd>(s: S, x: &[f64], weights: Option<&[f64]>, from: f64) -> f64 {
     match weights {
@@ -108,7 +108,7 @@ fn sum_lanes<S: Simd, const WEIGHTS: bool>(s: S, x: &[f64], weights: &[f64], fro
         sum = add_term::<S, WEIGHTS>(s, sum, s.dload(lanes), minus, w);
     }
     if !rest.is_empty() {
-        // Lanes of `from` add 0; if it is not finite, so is the result in any case.
+        // Lanes of `from` add 0.
         let w = s.dload(&padded(rest_weights, 0.0));
         sum = add_term::<S, WEIGHTS>(s, sum, s.dload(&padded(rest, from)), minus, w);
     }

@@ -241,7 +241,8 @@ impl<S: Simd> ChunkSum<S> {
             self.done.nan |= vectors.any_nan(block);
             return false;
         }
-        if exp::exponent_of(max - self.at.origin) - self.at.exponent >= HEADROOM {
+        let above = exp::exponent_of(max - self.at.origin) - self.at.exponent;
+        if self.at.is_none() || above >= HEADROOM {
             self.end_part();
             self.at = Reference::at(max);
         }
