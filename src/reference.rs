@@ -12,6 +12,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+use crate::math::double_double::Dd;
+
 /// Everything about one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Row {
@@ -167,4 +169,124 @@ pub fn two_pass_f32(logits: &[f32], target: usize) -> f32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f32 = logits.iter().map(|&x| (x - max).exp()).sum();
     sum.ln() + max - logits[target]
+}
+
+/// A number of about 68 correct bits: `hi` is the nearest `f64`, `lo` what that leaves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Precise {
+    /// The number, correctly rounded but for ties.
+    pub hi: f64,
+    /// The rest.
+    pub lo: f64,
+}
+
+impl From<Dd> for Precise {
+    fn from(Dd { hi, lo }: Dd) -> Self {
+        Precise { hi, lo }
+    }
+}
+
+/// Everything about one row of `f64`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowF64 {
+    /// Negative log-probability of the target.
+    pub loss: Precise,
+    /// Logarithm of the sum of exponentials.
+    pub logsumexp: Precise,
+    /// First index of the largest logit, or of the first NaN.
+    pub argmax: usize,
+}
+
+/// `sum_j e^(x[j] - from)` for finite `from`.
+fn exp_sum(x: impl Iterator<Item = f64>, from: f64) -> Dd {
+    let exp = |x: f64| {
+        // -inf, and differences beyond the range of `f64`.
+        if x - from == f64::NEG_INFINITY { Dd::ZERO } else { Dd::sum(x, -from).exp() }
+    };
+    x.fold(Dd::ZERO, |sum, x| sum + exp(x))
+}
+
+/// [`logsumexp`] of `f64`, to 68 bits.
+///
+/// ```
+/// let lse = xent::reference::logsumexp_f64(&[1e30, 1e30]);
+/// assert_eq!((lse.hi, lse.lo), (1e30, 2f64.ln()));
+/// ```
+pub fn logsumexp_f64(logits: &[f64]) -> Precise {
+    let max = max(logits.iter().copied());
+    if !max.is_finite() {
+        return Dd::new(max).into();
+    }
+    (Dd::new(max) + exp_sum(logits.iter().copied(), max).ln()).into()
+}
+
+/// [`row`] of `f64`, to 68 bits.
+///
+/// ```
+/// use xent::reference;
+///
+/// let loss = reference::row_f64(&[40.0, 0.0], 0).loss; // ln(1 + e^-40)
+/// assert!(reference::ulp_error_f64((-40f64).exp().ln_1p(), loss) < 1.0);
+/// ```
+///
+/// # Panics
+/// If `target` is not a class.
+pub fn row_f64(logits: &[f64], target: usize) -> RowF64 {
+    let t = logits[target];
+    let others = || logits.iter().enumerate().filter(|&(j, _)| j != target).map(|(_, &x)| x);
+    let max = max(others());
+    let loss = if t.is_nan() || t == f64::INFINITY || max.is_nan() || max == f64::INFINITY {
+        Dd::new(f64::NAN)
+    } else if max == f64::NEG_INFINITY {
+        Dd::new(if t == f64::NEG_INFINITY { f64::NAN } else { 0.0 })
+    } else if max - t == f64::INFINITY {
+        Dd::new(max - t)
+    } else if max <= t {
+        exp_sum(others(), t).ln_1p()
+    } else {
+        Dd::sum(max, -t) + exp_sum(logits.iter().copied(), max).ln()
+    };
+    let mut argmax = 0;
+    for (j, x) in logits.iter().enumerate() {
+        if *x > logits[argmax] || (x.is_nan() && !logits[argmax].is_nan()) {
+            argmax = j;
+        }
+    }
+    RowF64 { loss: loss.into(), logsumexp: logsumexp_f64(logits), argmax }
+}
+
+/// [`log_softmax`] of `f64`, to 68 bits; NaN for rows that have none.
+pub fn log_softmax_f64(logits: &[f64]) -> Vec<Precise> {
+    let max = max(logits.iter().copied());
+    let Some(best) = logits.iter().position(|&x| x == max) else {
+        return vec![Dd::new(f64::NAN).into(); logits.len()];
+    };
+    let loss = row_f64(logits, best).loss;
+    let log_p = |&x: &f64| match x - max {
+        // Of -inf and what is beyond the range of `f64`, and where the loss is NaN.
+        apart if apart.is_infinite() || loss.hi.is_nan() => Dd::new(apart - loss.hi),
+        _ => Dd::sum(x, -max) - Dd { hi: loss.hi, lo: loss.lo },
+    };
+    logits.iter().map(log_p).map(Precise::from).collect()
+}
+
+/// [`softmax`] of `f64`, to 68 bits of numbers above 1e-290; NaN for rows that have none.
+pub fn softmax_f64(logits: &[f64]) -> Vec<Precise> {
+    let exp = |Precise { hi, lo }: Precise| {
+        if hi == f64::NEG_INFINITY { Dd::ZERO } else { Dd { hi, lo }.exp() }
+    };
+    log_softmax_f64(logits).into_iter().map(exp).map(Precise::from).collect()
+}
+
+/// [`ulp_error`] of `f64`: the distance of `got` from `exact`, in units of the last place of `exact`.
+pub fn ulp_error_f64(got: f64, exact: Precise) -> f64 {
+    if got.is_nan() || exact.hi.is_nan() {
+        return if got.is_nan() && exact.hi.is_nan() { 0.0 } else { f64::INFINITY };
+    }
+    if got.is_infinite() || exact.hi.is_infinite() {
+        return if got == exact.hi { 0.0 } else { f64::INFINITY };
+    }
+    let magnitude = exact.hi.abs();
+    let unit = (magnitude.next_up() - magnitude).min(f64::MAX - f64::MAX.next_down());
+    ((got - exact.hi) - exact.lo).abs() / unit
 }
