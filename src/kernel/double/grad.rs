@@ -4,7 +4,7 @@ use super::exp::{Parts64, Scale64};
 use super::scan::padded;
 use crate::math::double_double::{Dd, LN_2};
 use crate::math::exp2_int;
-use crate::simd::{LANES_64, Lanes64, Simd};
+use crate::simd::Simd;
 
 /// What is subtracted from the exponential.
 #[derive(Clone, Copy, Debug)]
@@ -44,16 +44,13 @@ pub enum Place<'a> {
     Add(&'a [f64], &'a mut [f64], f64),
 }
 
-// What a loop was compiled for: `x` is in the same place; written, streamed or added.
-const IN_PLACE: u8 = 0;
-const WRITE: u8 = 1;
-const STREAM: u8 = 2;
-const ADD: u8 = 3;
-
-// `Subtract`
+// What a loop was compiled for: `Subtract`.
 const NOTHING: u8 = 0;
 const CONSTANT: u8 = 1;
 const TIMES: u8 = 2;
+
+/// Elements that are calculated at once: what is overwritten is copied first, into L1.
+const BLOCK: usize = 1024;
 
 /// Calculates the terms of `x` for every element. All slices must be of one length.
 ///
@@ -62,36 +59,69 @@ const TIMES: u8 = 2;
 /// adds up to half a unit of the last place of it.
 #[inline(always)]
 pub(crate) fn scaled_exp<S: Simd>(s: S, terms: &ScaledExp<'_>, place: Place<'_>) {
-    match place {
-        Place::InPlace(g) => choose_subtract::<S, IN_PLACE>(s, terms, &[], g, 0.0),
-        Place::Write(x, g) => choose_subtract::<S, WRITE>(s, terms, x, g, 0.0),
-        Place::Stream(x, g) => choose_subtract::<S, STREAM>(s, terms, x, g, 0.0),
-        Place::Add(x, g, beta) => choose_subtract::<S, ADD>(s, terms, x, g, beta),
+    let (x, g, beta, stream) = match place {
+        Place::InPlace(g) => (None, g, None, false),
+        Place::Write(x, g) => (Some(x), g, None, false),
+        Place::Stream(x, g) => (Some(x), g, None, true),
+        Place::Add(x, g, beta) => (Some(x), g, Some(beta), false),
+    };
+    let (b, v) = match terms.subtract {
+        Subtract::Nothing => (0.0, None),
+        Subtract::Constant(b) => (b, None),
+        Subtract::Times(b, v) => (b, Some(v)),
+    };
+    let at = Operands::new(s, terms.a, terms.lse, b, beta.unwrap_or(0.0), stream);
+    let mut copy = [0.0; BLOCK];
+    // Vectors that are streamed must be aligned: the first block, which may be empty, ends where they are.
+    let first = if stream { g.as_ptr().align_offset(64).min(g.len()) } else { 0 };
+    let (mut start, mut end, len) = (0, first, g.len());
+    loop {
+        let all = start..end;
+        let g = &mut g[all.clone()];
+        let x = match x {
+            Some(x) => &x[all.clone()],
+            None => {
+                copy[..g.len()].copy_from_slice(g);
+                &copy[..g.len()]
+            }
+        };
+        let v = v.map_or(&[][..], |v| &v[all.clone()]);
+        let slope = terms.slope.map_or(&[][..], |slope| &slope[all]);
+        let from = Slices { x, v, slope };
+        choose(s, &at, &terms.subtract, beta.is_some(), from, g);
+        if end == len {
+            break;
+        }
+        (start, end) = (end, (end + BLOCK).min(len));
+    }
+    if stream {
+        s.dstream_end();
     }
 }
 
 #[inline(always)]
-fn choose_subtract<S: Simd, const TO: u8>(
+fn choose<S: Simd>(
     s: S,
-    terms: &ScaledExp<'_>,
-    x: &[f64],
+    at: &Operands<S>,
+    subtract: &Subtract<'_>,
+    add: bool,
+    from: Slices<'_>,
     g: &mut [f64],
-    beta: f64,
 ) {
-    let (b, v): (f64, &[f64]) = match terms.subtract {
-        Subtract::Nothing => (0.0, &[]),
-        Subtract::Constant(b) => (b, &[]),
-        Subtract::Times(b, v) => (b, v),
-    };
-    let all = Slices { x, v, slope: terms.slope.unwrap_or(&[]) };
-    let at = Operands::new(s, terms.a, terms.lse, b, beta);
-    match (terms.subtract, terms.slope) {
-        (Subtract::Nothing, None) => every::<S, TO, NOTHING, false>(s, &at, all, g),
-        (Subtract::Nothing, Some(_)) => every::<S, TO, NOTHING, true>(s, &at, all, g),
-        (Subtract::Constant(_), None) => every::<S, TO, CONSTANT, false>(s, &at, all, g),
-        (Subtract::Constant(_), Some(_)) => every::<S, TO, CONSTANT, true>(s, &at, all, g),
-        (Subtract::Times(..), None) => every::<S, TO, TIMES, false>(s, &at, all, g),
-        (Subtract::Times(..), Some(_)) => every::<S, TO, TIMES, true>(s, &at, all, g),
+    use Subtract::{Constant, Nothing, Times};
+    match (subtract, !from.slope.is_empty(), add) {
+        (Nothing, false, false) => block::<S, NOTHING, false, false>(s, at, from, g),
+        (Nothing, false, true) => block::<S, NOTHING, false, true>(s, at, from, g),
+        (Nothing, true, false) => block::<S, NOTHING, true, false>(s, at, from, g),
+        (Nothing, true, true) => block::<S, NOTHING, true, true>(s, at, from, g),
+        (Constant(_), false, false) => block::<S, CONSTANT, false, false>(s, at, from, g),
+        (Constant(_), false, true) => block::<S, CONSTANT, false, true>(s, at, from, g),
+        (Constant(_), true, false) => block::<S, CONSTANT, true, false>(s, at, from, g),
+        (Constant(_), true, true) => block::<S, CONSTANT, true, true>(s, at, from, g),
+        (Times(..), false, false) => block::<S, TIMES, false, false>(s, at, from, g),
+        (Times(..), false, true) => block::<S, TIMES, false, true>(s, at, from, g),
+        (Times(..), true, false) => block::<S, TIMES, true, false>(s, at, from, g),
+        (Times(..), true, true) => block::<S, TIMES, true, true>(s, at, from, g),
     }
 }
 
@@ -111,6 +141,8 @@ struct Operands<S: Simd> {
     lo: S::D,
     b: S::D,
     beta: S::D,
+    /// Whether results go past the caches.
+    stream: bool,
 }
 
 /// `a` as a number in [2, 4) times a power of two.
@@ -129,7 +161,7 @@ fn split_exponent(a: f64) -> (f64, f64) {
 
 impl<S: Simd> Operands<S> {
     #[inline(always)]
-    fn new(s: S, a: f64, (hi, lo): (f64, f64), b: f64, beta: f64) -> Self {
+    fn new(s: S, a: f64, (hi, lo): (f64, f64), b: f64, beta: f64, stream: bool) -> Self {
         // a e^(x - lse) = s (1 + q) m e^(exponent ln2 - lse) with s = 2^(n - exponent + k). The last factor
         // is within [1.4, 5.7] and needs two parts, or its rounding would show in every result.
         let (m, k) = split_exponent(a);
@@ -144,11 +176,12 @@ impl<S: Simd> Operands<S> {
             lo: s.dsplat(factor.lo),
             b: s.dsplat(b),
             beta: s.dsplat(beta),
+            stream,
         }
     }
 
     #[inline(always)]
-    fn calculate<const TO: u8, const SUBTRACT: u8, const SLOPE: bool>(
+    fn calculate<const SUBTRACT: u8, const SLOPE: bool, const ADD: bool>(
         &self,
         s: S,
         x: S::D,
@@ -168,70 +201,35 @@ impl<S: Simd> Operands<S> {
         if SLOPE {
             y = s.dmul(y, slope);
         }
-        if TO == ADD { s.dmul_add(self.beta, g, y) } else { y }
+        if ADD { s.dmul_add(self.beta, g, y) } else { y }
     }
 }
 
 #[inline(always)]
-fn every<S: Simd, const TO: u8, const SUBTRACT: u8, const SLOPE: bool>(
+fn block<S: Simd, const SUBTRACT: u8, const SLOPE: bool, const ADD: bool>(
     s: S,
     at: &Operands<S>,
-    all: Slices<'_>,
+    from: Slices<'_>,
     g: &mut [f64],
 ) {
-    // Vectors that are streamed must be aligned; of each element only its value matters, so that they
-    // may start anywhere.
-    let start = if TO == STREAM { g.as_ptr().align_offset(64).min(g.len()) } else { 0 };
-    let (head, g) = g.split_at_mut(start);
-    let (first, all) = all.split_at(start);
-    few::<S, TO, SUBTRACT, SLOPE>(s, at, first, head);
-    let (g, g_rest) = g.as_chunks_mut::<LANES_64>();
-    let (x, v, slope) =
-        (all.x.as_chunks().0, all.v.as_chunks().0, all.slope.as_chunks::<LANES_64>().0);
+    let (x, x_rest) = from.x.as_chunks();
+    let (v, v_rest) = from.v.as_chunks();
+    let (slope, slope_rest) = from.slope.as_chunks();
+    let (g, g_rest) = g.as_chunks_mut();
+    // The last elements as one more vector, so that there is one loop.
+    let rest = [padded(x_rest, 0.0), padded(v_rest, 0.0), padded(slope_rest, 0.0)];
+    let mut last = [padded(g_rest, 0.0)];
+    let more = usize::from(!g_rest.is_empty());
     let zero = s.dsplat(0.0);
-    for (i, g) in g.iter_mut().enumerate() {
-        let x: &Lanes64 = if TO == IN_PLACE { g } else { &x[i] };
-        let v = if SUBTRACT == TIMES { s.dload(&v[i]) } else { zero };
-        let slope = if SLOPE { s.dload(&slope[i]) } else { zero };
-        let old = if TO == ADD { s.dload(g) } else { zero };
-        let y = at.calculate::<TO, SUBTRACT, SLOPE>(s, s.dload(x), v, slope, old);
-        if TO == STREAM { s.dstream(g, y) } else { s.dstore(g, y) }
+    let pieces = [(x, v, slope, g), (&rest[0..1], &rest[1..2], &rest[2..3], &mut last[..more])];
+    for (x, v, slope, g) in pieces {
+        for (i, g) in g.iter_mut().enumerate() {
+            let v = if SUBTRACT == TIMES { s.dload(&v[i]) } else { zero };
+            let slope = if SLOPE { s.dload(&slope[i]) } else { zero };
+            let old = if ADD { s.dload(g) } else { zero };
+            let y = at.calculate::<SUBTRACT, SLOPE, ADD>(s, s.dload(&x[i]), v, slope, old);
+            if at.stream { s.dstream(g, y) } else { s.dstore(g, y) }
+        }
     }
-    let (_, rest) = all.split_at(g.len() * LANES_64);
-    few::<S, TO, SUBTRACT, SLOPE>(s, at, rest, g_rest);
-    if TO == STREAM {
-        s.dstream_end();
-    }
-}
-
-/// Less than 8 elements.
-#[inline(always)]
-fn few<S: Simd, const TO: u8, const SUBTRACT: u8, const SLOPE: bool>(
-    s: S,
-    at: &Operands<S>,
-    all: Slices<'_>,
-    g: &mut [f64],
-) {
-    if g.is_empty() {
-        return;
-    }
-    let x = s.dload(&padded(if TO == IN_PLACE { g } else { all.x }, 0.0));
-    let (v, slope) = (s.dload(&padded(all.v, 0.0)), s.dload(&padded(all.slope, 0.0)));
-    let old = s.dload(&padded(g, 0.0));
-    let y = at.calculate::<TO, SUBTRACT, SLOPE>(s, x, v, slope, old);
-    g.copy_from_slice(&s.to_lanes64(y)[..g.len()]);
-}
-
-impl<'a> Slices<'a> {
-    #[inline(always)]
-    fn split_at(self, at: usize) -> (Slices<'a>, Slices<'a>) {
-        let (x, v, slope) = (split_if(self.x, at), split_if(self.v, at), split_if(self.slope, at));
-        (Slices { x: x.0, v: v.0, slope: slope.0 }, Slices { x: x.1, v: v.1, slope: slope.1 })
-    }
-}
-
-/// Two parts of a slice; two empty ones of an empty one.
-#[inline(always)]
-fn split_if(slice: &[f64], at: usize) -> (&[f64], &[f64]) {
-    slice.split_at(at.min(slice.len()))
+    g_rest.copy_from_slice(&last[0][..g_rest.len()]);
 }
