@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::Error;
-use crate::kernel::{double, exp, forward, read, softmax};
+use crate::kernel::{double, exp, forward, read, softmax, train};
 use crate::simd::Simd;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon::Neon;
@@ -169,19 +169,19 @@ impl FromStr for Backend {
 struct Entries {
     forward: unsafe fn(&mut forward::Job<'_>),
     forward_argmax: unsafe fn(&mut forward::Job<'_>),
-    softmax: unsafe fn(&mut softmax::Job<'_>),
-    log_softmax: unsafe fn(&mut softmax::Job<'_>),
-    logsumexp: unsafe fn(&mut softmax::LogSumExpJob<'_>),
+    train: unsafe fn(&mut train::Job<'_, f32>),
+    train_f64: unsafe fn(&mut train::Job<'_, f64>),
+    softmax: unsafe fn(&mut softmax::Job<'_, f32>),
+    log_softmax: unsafe fn(&mut softmax::Job<'_, f32>),
+    logsumexp: unsafe fn(&mut softmax::LogSumExpJob<'_, f32>),
     row_loss: unsafe fn(&[f32], usize) -> f64,
     exp: unsafe fn(&mut [f32]),
     read: unsafe fn(&[f32]) -> f32,
+    rewrite: unsafe fn(&mut [f32], f32),
     exp_f64: unsafe fn(&mut [f64]),
-    row_loss_f64: unsafe fn(&[f64], usize) -> f64,
-    row_lse_f64: unsafe fn(&[f64], usize) -> (f64, f64),
-    logsumexp_f64: unsafe fn(&[f64]) -> f64,
-    softmax_f64: unsafe fn(&mut [f64]),
-    log_softmax_f64: unsafe fn(&mut [f64]),
-    argmax_f64: unsafe fn(&[f64]) -> usize,
+    softmax_f64: unsafe fn(&mut softmax::Job<'_, f64>),
+    log_softmax_f64: unsafe fn(&mut softmax::Job<'_, f64>),
+    logsumexp_f64: unsafe fn(&mut softmax::LogSumExpJob<'_, f64>),
     sum_from_f64: unsafe fn(&[f64], Option<&[f64]>, f64) -> f64,
     scaled_exp_f64: unsafe fn(&double::grad::ScaledExp<'_>, double::grad::Place<'_>),
 }
@@ -205,19 +205,19 @@ macro_rules! safe_entries {
 safe_entries! {
     forward(job: &mut forward::Job<'_>);
     forward_argmax(job: &mut forward::Job<'_>);
-    softmax(job: &mut softmax::Job<'_>);
-    log_softmax(job: &mut softmax::Job<'_>);
-    logsumexp(job: &mut softmax::LogSumExpJob<'_>);
+    train(job: &mut train::Job<'_, f32>);
+    train_f64(job: &mut train::Job<'_, f64>);
+    softmax(job: &mut softmax::Job<'_, f32>);
+    log_softmax(job: &mut softmax::Job<'_, f32>);
+    logsumexp(job: &mut softmax::LogSumExpJob<'_, f32>);
     row_loss(logits: &[f32], target: usize) -> f64;
     exp(values: &mut [f32]);
     read(values: &[f32]) -> f32;
+    rewrite(values: &mut [f32], factor: f32);
     exp_f64(values: &mut [f64]);
-    row_loss_f64(logits: &[f64], target: usize) -> f64;
-    row_lse_f64(logits: &[f64], target: usize) -> (f64, f64);
-    logsumexp_f64(logits: &[f64]) -> f64;
-    softmax_f64(row: &mut [f64]);
-    log_softmax_f64(row: &mut [f64]);
-    argmax_f64(row: &[f64]) -> usize;
+    softmax_f64(job: &mut softmax::Job<'_, f64>);
+    log_softmax_f64(job: &mut softmax::Job<'_, f64>);
+    logsumexp_f64(job: &mut softmax::LogSumExpJob<'_, f64>);
     sum_from_f64(x: &[f64], weights: Option<&[f64]>, from: f64) -> f64;
     scaled_exp_f64(terms: &double::grad::ScaledExp<'_>, place: double::grad::Place<'_>);
 }
@@ -246,15 +246,23 @@ macro_rules! backend {
                 forward::run::<_, true>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn softmax(job: &mut softmax::Job<'_>) {
-                softmax::run::<_, false>($token, job);
+            unsafe fn train(job: &mut train::Job<'_, f32>) {
+                train::run($token, job);
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn log_softmax(job: &mut softmax::Job<'_>) {
-                softmax::run::<_, true>($token, job);
+            unsafe fn train_f64(job: &mut train::Job<'_, f64>) {
+                train::run($token, job);
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn logsumexp(job: &mut softmax::LogSumExpJob<'_>) {
+            unsafe fn softmax(job: &mut softmax::Job<'_, f32>) {
+                softmax::run::<_, _, false>($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn log_softmax(job: &mut softmax::Job<'_, f32>) {
+                softmax::run::<_, _, true>($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn logsumexp(job: &mut softmax::LogSumExpJob<'_, f32>) {
                 softmax::run_logsumexp($token, job);
             }
             $(#[target_feature(enable = $feature)])*
@@ -270,32 +278,24 @@ macro_rules! backend {
                 read::run($token, values)
             }
             $(#[target_feature(enable = $feature)])*
+            unsafe fn rewrite(values: &mut [f32], factor: f32) {
+                read::rewrite($token, values, factor);
+            }
+            $(#[target_feature(enable = $feature)])*
             unsafe fn exp_f64(values: &mut [f64]) {
                 double::exp::run($token, values);
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn row_loss_f64(logits: &[f64], target: usize) -> f64 {
-                double::row($token, logits, Some(target)).loss(logits[target])
+            unsafe fn logsumexp_f64(job: &mut softmax::LogSumExpJob<'_, f64>) {
+                softmax::run_logsumexp($token, job);
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn row_lse_f64(logits: &[f64], target: usize) -> (f64, f64) {
-                double::row($token, logits, Some(target)).lse_with(logits[target])
+            unsafe fn softmax_f64(job: &mut softmax::Job<'_, f64>) {
+                softmax::run::<_, _, false>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
-            unsafe fn logsumexp_f64(logits: &[f64]) -> f64 {
-                double::softmax::logsumexp($token, logits)
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn softmax_f64(row: &mut [f64]) {
-                double::softmax::softmax($token, row);
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn log_softmax_f64(row: &mut [f64]) {
-                double::softmax::log_softmax($token, row);
-            }
-            $(#[target_feature(enable = $feature)])*
-            unsafe fn argmax_f64(row: &[f64]) -> usize {
-                double::scan::argmax($token, row)
+            unsafe fn log_softmax_f64(job: &mut softmax::Job<'_, f64>) {
+                softmax::run::<_, _, true>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn sum_from_f64(x: &[f64], weights: Option<&[f64]>, from: f64) -> f64 {
@@ -304,24 +304,25 @@ macro_rules! backend {
             $(#[target_feature(enable = $feature)])*
             unsafe fn scaled_exp_f64(terms: &double::grad::ScaledExp<'_>, place: double::grad::Place<'_>) {
                 double::grad::scaled_exp($token, terms, place);
+                crate::simd::Simd64::fence($token);
             }
 
             pub(super) static ENTRIES: Entries = Entries {
                 forward,
                 forward_argmax,
+                train,
+                train_f64,
                 softmax,
                 log_softmax,
                 logsumexp,
                 row_loss,
                 exp,
                 read,
+                rewrite,
                 exp_f64,
-                row_loss_f64,
-                row_lse_f64,
                 logsumexp_f64,
                 softmax_f64,
                 log_softmax_f64,
-                argmax_f64,
                 sum_from_f64,
                 scaled_exp_f64,
             };

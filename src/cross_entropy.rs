@@ -1,11 +1,15 @@
 //! The loss: options, validation, reduction.
 #![forbid(unsafe_code)]
 
-use crate::backend::Kernels;
-use crate::kernel::forward::{Job, Row};
+use crate::element::sealed::Real as _;
+use crate::evaluation::Reduced;
+use crate::kernel::forward::Row;
+use crate::kernel::train::{self, Config, GradientRows};
+use crate::kernel::transform::{Softcap, Transform};
 use crate::rows::{RowSlices, for_each_group};
-use crate::targets::TargetRows;
-use crate::{Backend, Error, Evaluation, Logits, Targets, evaluation};
+use crate::stats::RowStats;
+use crate::targets::{AnyTargets, TargetRows};
+use crate::{Backend, Element, Error, Evaluation, Floats, Logits, Real, Targets};
 
 /// How the losses of the kept rows become one number.
 ///
@@ -29,7 +33,9 @@ use crate::{Backend, Error, Evaluation, Logits, Targets, evaluation};
 pub enum Reduction {
     /// Their sum; 0 if there are none.
     Sum,
-    /// Their sum divided by their number; see [`EmptyMean`] if there are none.
+    /// Their sum divided by their weight: by the sum of the class weights of their targets, or without
+    /// weights by their number. See [`EmptyMean`] if there are none. Rows with probability targets weigh
+    /// 1 whatever the class weights, as in PyTorch.
     #[default]
     Mean,
     /// Their sum divided by this count: for gradient accumulation, where the divisor is the number
@@ -38,13 +44,21 @@ pub enum Reduction {
 }
 
 impl Reduction {
+    /// What a sum is divided by, where the rows weigh `weight` together.
     #[inline]
-    pub(crate) fn apply(self, sum: f64, count: u64, empty_mean: EmptyMean) -> f64 {
+    pub(crate) fn denominator(self, weight: f64) -> f64 {
         match self {
-            Reduction::Sum => sum,
-            Reduction::Mean if count == 0 && empty_mean == EmptyMean::Zero => 0.0,
-            Reduction::Mean => sum / count as f64,
-            Reduction::MeanOver(divisor) => sum / divisor,
+            Reduction::Sum => 1.0,
+            Reduction::Mean => weight,
+            Reduction::MeanOver(divisor) => divisor,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn apply(self, sum: f64, weight: f64, empty: bool, empty_mean: EmptyMean) -> f64 {
+        match self {
+            Reduction::Mean if empty && empty_mean == EmptyMean::Zero => 0.0,
+            _ => sum / self.denominator(weight),
         }
     }
 }
@@ -54,7 +68,7 @@ impl Reduction {
 /// ```
 /// use xent::{CrossEntropy, EmptyMean, Logits};
 ///
-/// let nothing = Logits::new(&[], 0, 50_257)?;
+/// let nothing = Logits::<f32>::new(&[], 0, 50_257)?;
 /// let targets: &[i64] = &[];
 /// assert!(CrossEntropy::new().forward(nothing, targets)?.is_nan());
 /// assert_eq!(CrossEntropy::new().empty_mean(EmptyMean::Zero).forward(nothing, targets)?, 0.0);
@@ -83,10 +97,12 @@ pub enum EmptyMean {
 /// pool. One small row is computed on the calling thread.
 ///
 /// # Accuracy
-/// Row losses are the correctly rounded `f32` or the next to it
+/// Row losses of class ids are the correctly rounded `f32` or the next to it
 /// ([`LOSS_MAX_ULP`](crate::LOSS_MAX_ULP)), also where the target has nearly all the probability and the
-/// loss is as small as 1e-30: `tests/accuracy.rs`. Sums are over the losses before they are rounded to
-/// `f32`, in `f64` and in row order.
+/// loss is as small as 1e-30: `tests/accuracy.rs`. Label smoothing and probability targets add up to one
+/// more ULP; scale, softcap and temperature round each logit, and a loss cannot be better than these
+/// (`tests/gradient.rs`). Of `f64` logits, losses are within 2 ULP of `f64` (`tests/double.rs`). Sums are over
+/// the losses before they are rounded, in `f64` and in row order.
 ///
 /// The bits of a result do not depend on the number of threads or rows, on the position of a row, on
 /// alignment or stride, nor on the backend as long as it has fused multiply-add:
@@ -102,7 +118,7 @@ pub enum EmptyMean {
 /// ```
 /// use xent::{CrossEntropy, Logits};
 ///
-/// let logits = [1.0, 2.0, 3.0, 0.5, -1.0, 2.0];
+/// let logits = [1.0_f32, 2.0, 3.0, 0.5, -1.0, 2.0];
 /// let logits = Logits::new(&logits, 2, 3)?;
 /// let mean = CrossEntropy::new().forward(logits, &[0i64, 1])?;
 /// assert!((mean - 2.8244586).abs() < 1e-6);
@@ -113,14 +129,23 @@ pub enum EmptyMean {
 /// # Ok::<(), xent::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
-pub struct CrossEntropy {
+pub struct CrossEntropy<'a> {
     ignore_index: Option<i64>,
     reduction: Reduction,
     empty_mean: EmptyMean,
     backend: Option<Backend>,
+    label_smoothing: f64,
+    z_loss: f64,
+    logit_scale: f64,
+    temperature: f64,
+    softcap: Option<Softcap>,
+    class_weights: Option<Floats<'a>>,
+    /// Of the class weights, so that it need not be taken in every call.
+    weight_sum: f64,
+    token_weights: Option<Floats<'a>>,
 }
 
-impl Default for CrossEntropy {
+impl Default for CrossEntropy<'_> {
     fn default() -> Self {
         Self::new()
     }
@@ -132,7 +157,7 @@ impl Default for CrossEntropy {
 /// ```
 /// use xent::{CrossEntropy, Logits, RowOutputs};
 ///
-/// let logits = Logits::new(&[1.0, 2.0, 3.0, 0.5, -1.0, 2.0], 2, 3)?;
+/// let logits = Logits::new(&[1.0_f32, 2.0, 3.0, 0.5, -1.0, 2.0], 2, 3)?;
 /// let (mut logprobs, mut argmax) = ([0.0; 2], [0; 2]);
 /// let wanted = RowOutputs::new().logprobs(&mut logprobs).argmax(&mut argmax);
 /// let evaluation = CrossEntropy::new().evaluate(logits, &[2i64, 1], wanted)?;
@@ -141,34 +166,53 @@ impl Default for CrossEntropy {
 /// assert_eq!(evaluation.accuracy(), Some(0.5));
 /// # Ok::<(), xent::Error>(())
 /// ```
-#[derive(Debug, Default)]
-pub struct RowOutputs<'a> {
-    slices: RowSlices<'a>,
+#[derive(Debug)]
+pub struct RowOutputs<'a, R = f32> {
+    slices: RowSlices<'a, R>,
     count_correct: bool,
 }
 
-impl<'a> RowOutputs<'a> {
+impl<R> Default for RowOutputs<'_, R> {
+    fn default() -> Self {
+        RowOutputs { slices: RowSlices::default(), count_correct: false }
+    }
+}
+
+impl<'a, R> RowOutputs<'a, R> {
     /// Nothing per row.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The loss of each row; 0 for ignored ones.
-    pub fn losses(mut self, out: &'a mut [f32]) -> Self {
+    /// The loss of each row, with all options and its z-loss; 0 for ignored ones.
+    pub fn losses(mut self, out: &'a mut [R]) -> Self {
         self.slices.losses = Some(out);
         self
     }
 
-    /// The log-probability of each target, the negative loss.
-    pub fn logprobs(mut self, out: &'a mut [f32]) -> Self {
+    /// The log-probability of each target, whatever the weights and the smoothing; for probability
+    /// targets the negative of their cross-entropy.
+    pub fn logprobs(mut self, out: &'a mut [R]) -> Self {
         self.slices.logprobs = Some(out);
         self
     }
 
-    /// `ln(sum_j e^x[j])` of each row: -inf for nothing but -inf, +inf if there is one, NaN if there
+    /// `ln(sum_j e^z[j])` of each row: -inf for nothing but -inf, +inf if there is one, NaN if there
     /// is one. 0 for ignored rows. Within 1 ULP of the larger of its own magnitude and 1.
-    pub fn logsumexp(mut self, out: &'a mut [f32]) -> Self {
+    pub fn logsumexp(mut self, out: &'a mut [R]) -> Self {
         self.slices.logsumexp = Some(out);
+        self
+    }
+
+    /// The z-loss of each row, which is part of its loss; 0 without [`CrossEntropy::z_loss`].
+    pub fn z_losses(mut self, out: &'a mut [R]) -> Self {
+        self.slices.z_losses = Some(out);
+        self
+    }
+
+    /// What [`CrossEntropy::backward`] needs to know about each row.
+    pub fn stats(mut self, out: &'a mut [RowStats<R>]) -> Self {
+        self.slices.stats = Some(out);
         self
     }
 
@@ -180,7 +224,8 @@ impl<'a> RowOutputs<'a> {
         self
     }
 
-    /// Counts the rows whose argmax is the target: [`Evaluation::correct`].
+    /// Counts the rows whose argmax is the target: [`Evaluation::correct`]. For probability targets that
+    /// is the first class with the largest probability.
     ///
     /// Costs one more maximum per vector, from the first-level cache.
     pub fn count_correct(mut self) -> Self {
@@ -189,19 +234,29 @@ impl<'a> RowOutputs<'a> {
     }
 }
 
-impl CrossEntropy {
-    /// The defaults of PyTorch: `ignore_index` -100, mean over the kept rows, NaN if there are none.
+impl<'w> CrossEntropy<'w> {
+    /// The defaults of PyTorch: `ignore_index` -100, mean over the kept rows, NaN if there are none; no
+    /// weights, no smoothing, no z-loss, logits as they are.
     pub const fn new() -> Self {
         CrossEntropy {
             ignore_index: Some(-100),
             reduction: Reduction::Mean,
             empty_mean: EmptyMean::Nan,
             backend: None,
+            label_smoothing: 0.0,
+            z_loss: 0.0,
+            logit_scale: 1.0,
+            temperature: 1.0,
+            softcap: None,
+            class_weights: None,
+            weight_sum: 0.0,
+            token_weights: None,
         }
     }
 
     /// The target of rows to leave out. It is compared before targets are checked for range, and
-    /// may itself be a class.
+    /// may itself be a class. With probability targets there is nothing to compare: a class is then
+    /// an error ([`Error::IgnoreIndexWithProbs`]), as in PyTorch, and a negative number without effect.
     pub const fn ignore_index(mut self, ignore_index: i64) -> Self {
         self.ignore_index = Some(ignore_index);
         self
@@ -225,6 +280,128 @@ impl CrossEntropy {
         self
     }
 
+    /// Moves the share `e` of each target's probability to all classes alike:
+    ///
+    /// ```text
+    /// loss = (1 - e) w[t] (-ln p[t]) + e / V * sum_c w[c] (-ln p[c])
+    /// ```
+    ///
+    /// For probability targets `t` becomes `(1 - e) t + e / V`. As in PyTorch; but `e` below 0 or NaN is
+    /// an error too ([`Error::Option`]), not only above 1. A masked class makes the loss infinite, as its
+    /// log-probability is, and its gradient `-e / V`.
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Logits};
+    ///
+    /// let logits = Logits::new(&[1.0, 2.0, 3.0], 1, 3)?;
+    /// let loss = CrossEntropy::new().label_smoothing(0.1).forward(logits, &[0i64])?;
+    /// assert!((loss - 2.307605964).abs() < 1e-7);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub const fn label_smoothing(mut self, e: f64) -> Self {
+        self.label_smoothing = e;
+        self
+    }
+
+    /// A weight per class, of any sign. A row's loss is multiplied by that of its target; the mean is
+    /// divided by the sum of these. For probability targets each term has the weight of its class.
+    ///
+    /// In the precision of the results ([`Element::Real`]).
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Logits, Reduction};
+    ///
+    /// let logits = Logits::new(&[0.0_f32; 4], 2, 2)?;
+    /// let weighted = CrossEntropy::new().class_weights(&[1.0_f32, 3.0]);
+    /// assert_eq!(weighted.forward(logits, &[0i64, 1])?, 2f64.ln());
+    /// assert_eq!(weighted.reduction(Reduction::Sum).forward(logits, &[0i64, 1])?, 4.0 * 2f64.ln());
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn class_weights(mut self, weights: impl Into<Floats<'w>>) -> Self {
+        let weights = weights.into();
+        self.class_weights = Some(weights);
+        self.weight_sum = weights.sum();
+        self
+    }
+
+    /// A weight per row, of any sign and in any precision: its loss, its z-loss and what it counts in a
+    /// mean are multiplied by it.
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Logits};
+    ///
+    /// let logits = Logits::new(&[0.0, 0.0, 9.0, 0.0], 2, 2)?;
+    /// let half_of_the_second = CrossEntropy::new().token_weights(&[1.0_f32, 0.5]);
+    /// let loss = half_of_the_second.forward(logits, &[0i64, 1])?;
+    /// assert!((loss - (2f64.ln() + 0.5 * 9.0001234) / 1.5).abs() < 1e-7);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn token_weights(mut self, weights: impl Into<Floats<'w>>) -> Self {
+        self.token_weights = Some(weights.into());
+        self
+    }
+
+    /// Adds `factor * lse^2` to the loss of each kept row, with `lse` its logsumexp: keeps logits from
+    /// drifting (the auxiliary loss of PaLM, Liger's `lse_square_scale`). Not multiplied by class weights;
+    /// a mean divides it by the number of kept rows (the sum of their token weights).
+    ///
+    /// Part of all losses, and reported by itself: [`Evaluation::z_loss`], [`RowOutputs::z_losses`].
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Logits, RowOutputs};
+    ///
+    /// let logits = Logits::new(&[3.0, 3.0], 1, 2)?;
+    /// let e = CrossEntropy::new().z_loss(0.5).evaluate(logits, &[1i64], RowOutputs::new())?;
+    /// let lse = 3.0 + 2f64.ln();
+    /// assert!((e.z_loss() - 0.5 * lse * lse).abs() < 1e-6);
+    /// assert_eq!(e.loss(), 2f64.ln() + e.z_loss());
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub const fn z_loss(mut self, factor: f64) -> Self {
+        self.z_loss = factor;
+        self
+    }
+
+    /// Logits are multiplied by this first. Finite and above 0.
+    ///
+    /// `z = cap(scale * x) / temperature`, each step rounded to the precision of the results.
+    pub const fn logit_scale(mut self, scale: f64) -> Self {
+        self.logit_scale = scale;
+        self
+    }
+
+    /// Logits are divided by this last. Finite and above 0.
+    pub const fn temperature(mut self, temperature: f64) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// Logits are bounded by `c tanh(x / c)`, as in Gemma 2. `c` has to be finite and above 0.
+    ///
+    /// A mask stays a mask: -inf stays -inf with probability and gradient 0, and +inf still makes its row
+    /// NaN. [`CrossEntropy::softcap_of_all`] does what the formula says of them.
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Logits};
+    ///
+    /// let ce = CrossEntropy::new().softcap(5.0);
+    /// let masked = Logits::new(&[1.0_f32, 2.0, f32::NEG_INFINITY], 1, 3)?;
+    /// assert!((ce.forward(masked, &[0i64])? - 1.2503195).abs() < 1e-6); // of two classes
+    /// assert!((ce.softcap_of_all(5.0).forward(masked, &[0i64])? - 1.2510386).abs() < 1e-6);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub const fn softcap(mut self, c: f64) -> Self {
+        self.softcap = Some(Softcap { cap: c, keep_infinite: true });
+        self
+    }
+
+    /// As [`CrossEntropy::softcap`], but -inf becomes `-c` and +inf becomes `c`: the composition of the
+    /// two functions in other frameworks, where masks have to be applied after the cap.
+    pub const fn softcap_of_all(mut self, c: f64) -> Self {
+        self.softcap = Some(Softcap { cap: c, keep_infinite: false });
+        self
+    }
+
     /// The instructions to use, instead of [`Backend::selected`]. Calls return
     /// [`Error::BackendUnavailable`] if this machine cannot run them.
     pub const fn backend(mut self, backend: Backend) -> Self {
@@ -234,21 +411,20 @@ impl CrossEntropy {
 
     /// The reduced loss.
     ///
-    /// Allocates 16 bytes per row, so that the sum can be taken in row order.
+    /// Allocates 48 bytes per row, so that the sum can be taken in row order.
     ///
     /// # Errors
-    /// [`Error::TargetCount`], [`Error::TargetOutOfRange`], [`Error::Count`], and the errors of
-    /// [`Backend::selected`] and [`CrossEntropy::backend`].
-    pub fn forward<'a>(
+    /// [`Error::TargetCount`], [`Error::TargetOutOfRange`], [`Error::Count`], [`Error::Option`],
+    /// [`Error::InputLength`] and [`Error::Precision`] for weights and probabilities,
+    /// [`Error::IgnoreIndexWithProbs`], and the errors of [`Backend::selected`] and
+    /// [`CrossEntropy::backend`].
+    pub fn forward<'a, T: Element>(
         &self,
-        logits: Logits<'_>,
+        logits: Logits<'_, T>,
         targets: impl Into<Targets<'a>>,
     ) -> Result<f64, Error> {
-        let out = RowSlices::default();
-        self.with_rows(&logits, targets.into(), out, false, |rows| {
-            let (sum, count) = evaluation::sum(rows);
-            self.reduction.apply(sum, count, self.empty_mean)
-        })
+        let call = Call::new(Some(logits), targets.into(), RowSlices::default(), None);
+        self.with_rows(call, false, |rows| Reduced::new(rows).loss(self.reduction, self.empty_mean))
     }
 
     /// The loss of each row, unreduced, into `losses`; 0 for ignored rows. Does not allocate.
@@ -257,7 +433,7 @@ impl CrossEntropy {
     /// use xent::{CrossEntropy, Logits};
     ///
     /// let mut losses = [f32::NAN; 2];
-    /// let logits = Logits::new(&[200.0, 0.0, 0.0, 0.0], 2, 2)?;
+    /// let logits = Logits::new(&[200.0_f32, 0.0, 0.0, 0.0], 2, 2)?;
     /// CrossEntropy::new().ignore_index(1).forward_into(logits, &[0i64, 1], &mut losses)?;
     /// assert_eq!(losses, [0.0; 2]); // e^-200 is below the smallest f32; the second row is ignored
     /// # Ok::<(), xent::Error>(())
@@ -266,16 +442,14 @@ impl CrossEntropy {
     /// # Errors
     /// As [`CrossEntropy::forward`], and [`Error::OutputLength`] unless `losses` has one element per
     /// row. On error `losses` is as it was.
-    pub fn forward_into<'a>(
+    pub fn forward_into<'a, T: Element>(
         &self,
-        logits: Logits<'_>,
+        logits: Logits<'_, T>,
         targets: impl Into<Targets<'a>>,
-        losses: &mut [f32],
+        losses: &mut [T::Real],
     ) -> Result<(), Error> {
         let out = RowSlices { losses: Some(losses), ..RowSlices::default() };
-        let (kernels, targets) = self.check(&logits, targets.into(), &out)?;
-        run(kernels, Job { logits, targets, out }, false);
-        Ok(())
+        self.run(Call::new(Some(logits), targets.into(), out, None), false)
     }
 
     /// Everything that the pass over the rows can tell: sums for loss, perplexity and accuracy, and
@@ -295,69 +469,264 @@ impl CrossEntropy {
     /// # Errors
     /// As [`CrossEntropy::forward`], and [`Error::OutputLength`] for an output without exactly one
     /// element per row. On error all outputs are as they were.
-    pub fn evaluate<'a>(
+    pub fn evaluate<'a, T: Element>(
         &self,
-        logits: Logits<'_>,
+        logits: Logits<'_, T>,
         targets: impl Into<Targets<'a>>,
-        outputs: RowOutputs<'_>,
+        outputs: RowOutputs<'_, T::Real>,
+    ) -> Result<Evaluation, Error> {
+        let call = Call::new(Some(logits), targets.into(), RowSlices::default(), None);
+        self.evaluate_call(call, outputs)
+    }
+
+    pub(crate) fn evaluate_call<T: Element>(
+        &self,
+        call: Call<'_, T>,
+        outputs: RowOutputs<'_, T::Real>,
     ) -> Result<Evaluation, Error> {
         let RowOutputs { slices, count_correct } = outputs;
-        self.with_rows(&logits, targets.into(), slices, count_correct, |rows| {
+        self.with_rows(Call { out: slices, ..call }, count_correct, |rows| {
             Evaluation::new(rows, count_correct, self.reduction, self.empty_mean)
         })
     }
 
     /// Runs the kernel and hands what it found about each row to `f`.
     #[inline(always)]
-    fn with_rows<T>(
+    fn with_rows<T: Element, U>(
         &self,
-        logits: &Logits<'_>,
-        targets: Targets<'_>,
-        out: RowSlices<'_>,
+        call: Call<'_, T>,
         argmax: bool,
-        f: impl FnOnce(&[Row]) -> T,
-    ) -> Result<T, Error> {
-        let (kernels, targets) = self.check(logits, targets, &out)?;
+        f: impl FnOnce(&[Row]) -> U,
+    ) -> Result<U, Error> {
+        // Checked before memory is asked for: the matrix may have any number of rows of no elements.
+        call.check_rows()?;
         // The few rows of a decoding step need no allocation.
-        let mut few = [Row::default(); 4];
+        let mut few = [Row::IGNORED; 4];
         let mut many;
-        let rows = match few.get_mut(..logits.rows()) {
+        let rows = match few.get_mut(..call.rows()) {
             Some(few) => few,
             None => {
-                many = vec![Row::default(); logits.rows()];
+                many = vec![Row::IGNORED; call.rows()];
                 &mut many[..]
             }
         };
-        let out = RowSlices { rows: Some(&mut *rows), ..out };
-        run(kernels, Job { logits: *logits, targets, out }, argmax);
+        let out = RowSlices { rows: Some(&mut *rows), ..call.out };
+        self.run(Call { out, ..call }, argmax)?;
         Ok(f(rows))
     }
 
-    /// Everything that can be wrong is found here, before anything is written.
-    #[inline]
-    fn check<'a>(
-        &self,
-        logits: &Logits<'_>,
-        targets: Targets<'a>,
-        out: &RowSlices<'_>,
-    ) -> Result<(Kernels, TargetRows<'a>), Error> {
-        if let Reduction::MeanOver(count) = self.reduction
-            && !(count > 0.0 && count.is_finite())
+    /// Checks everything that can be wrong before anything is written, and runs the kernels.
+    #[inline(always)]
+    pub(crate) fn run<T: Element>(&self, call: Call<'_, T>, argmax: bool) -> Result<(), Error> {
+        // A short row takes a fraction of a microsecond: what it does not need is out of its way.
+        if T::HAS_FORWARD
+            && self.is_plain()
+            && !call.out.wants_training()
+            && call.gradient.is_none()
+            && let Targets::Ids(ids) = call.targets
+            && let Some(logits) = call.logits
         {
-            return Err(Error::Count { count: count.to_string() });
+            self.check_reduction()?;
+            let kernels = Backend::kernels(self.backend)?;
+            let (rows, vocab) = (logits.rows(), logits.vocab());
+            let targets = TargetRows::new(ids, self.ignore_index, rows, vocab)?;
+            call.out.check(rows)?;
+            T::forward(kernels, logits, targets, call.out, argmax);
+            return Ok(());
         }
+        self.train(call, argmax)
+    }
+
+    #[inline(never)]
+    fn train<T: Element>(&self, call: Call<'_, T>, argmax: bool) -> Result<(), Error> {
+        let (rows, vocab) = (call.rows(), call.vocab());
+        self.check_reduction()?;
+        self.check_options(rows, vocab)?;
+        call.check_rows()?;
         let kernels = Backend::kernels(self.backend)?;
-        let targets = TargetRows::new(targets, self.ignore_index, logits.rows(), logits.vocab())?;
-        out.check(logits.rows())?;
-        Ok((kernels, targets))
+        let targets = AnyTargets::<T::Real>::new(call.targets, self.ignore_index, rows, vocab)?;
+        call.out.check(rows)?;
+        call.check_gradient()?;
+        let weights = match self.class_weights {
+            Some(weights) => Some(T::Real::of(weights).ok_or(Error::Precision {
+                what: "class_weights",
+                needed: T::Real::PRECISION,
+                given: weights.precision(),
+            })?),
+            None => None,
+        };
+        let config = Config {
+            transform: self.transform(),
+            smoothing: self.label_smoothing,
+            z_loss: self.z_loss,
+            weights,
+            weight_sum: if weights.is_some() { self.weight_sum } else { vocab as f64 },
+            denominators: match call.gradient {
+                Some(_) => self.denominators(&targets, weights, rows),
+                None => (1.0, 1.0),
+            },
+            argmax,
+        };
+        let job = train::Job {
+            config: &config,
+            logits: call.logits,
+            targets,
+            token_weights: self.token_weights,
+            saved: call.saved,
+            out: call.out,
+            gradient: call.gradient,
+        };
+        for_each_group(job, &|job: &mut train::Job<'_, T>| T::train(kernels, job));
+        Ok(())
+    }
+
+    /// Whether the loss is that of the forward kernel.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.label_smoothing == 0.0
+            && self.z_loss == 0.0
+            && self.class_weights.is_none()
+            && self.token_weights.is_none()
+            && self.transform().is_identity()
+    }
+
+    #[inline]
+    fn transform(&self) -> Transform {
+        Transform { scale: self.logit_scale, temperature: self.temperature, softcap: self.softcap }
+    }
+
+    /// What gradients are divided by. In row order, as the sums of the forward pass.
+    fn denominators<R: Real>(
+        &self,
+        targets: &AnyTargets<'_, R>,
+        weights: Option<&[R]>,
+        rows: usize,
+    ) -> (f64, f64) {
+        if self.reduction != Reduction::Mean {
+            let divisor = self.reduction.denominator(1.0);
+            return (divisor, divisor);
+        }
+        let (mut weight, mut token_weight) = (0.0, 0.0);
+        for row in 0..rows {
+            let w = self.token_weights.map_or(1.0, |weights| weights.get(row));
+            if let Some(class_weight) = targets.weight(row, weights) {
+                weight += w * class_weight;
+                token_weight += w;
+            }
+        }
+        (weight, token_weight)
+    }
+
+    #[inline]
+    fn check_reduction(&self) -> Result<(), Error> {
+        match self.reduction {
+            Reduction::MeanOver(count) if !(count > 0.0 && count.is_finite()) => {
+                Err(Error::Count { count: count.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_options(&self, rows: usize, vocab: usize) -> Result<(), Error> {
+        let number = |option, value: f64, allowed: bool, range| {
+            if allowed {
+                Ok(())
+            } else {
+                Err(Error::Option { option, value: value.to_string(), range })
+            }
+        };
+        let positive = |option, value: f64| {
+            // It is used as an `f32` where the logits are.
+            let allowed = value > 0.0 && value.is_finite() && (value as f32).is_normal();
+            number(option, value, allowed, "a positive number of the range of f32")
+        };
+        let e = self.label_smoothing;
+        number("label_smoothing", e, (0.0..=1.0).contains(&e), "between 0 and 1")?;
+        let z = self.z_loss;
+        number("z_loss", z, z >= 0.0 && z.is_finite(), "finite and not negative")?;
+        positive("logit_scale", self.logit_scale)?;
+        positive("temperature", self.temperature)?;
+        if let Some(softcap) = self.softcap {
+            positive("softcap", softcap.cap)?;
+        }
+        let length = |what, weights: Option<Floats<'_>>, expected| match weights {
+            Some(weights) if weights.len() != expected => {
+                Err(Error::InputLength { what, len: weights.len(), expected })
+            }
+            _ => Ok(()),
+        };
+        length("class_weights", self.class_weights, vocab)?;
+        length("token_weights", self.token_weights, rows)
     }
 }
 
-#[inline]
-fn run(kernels: Kernels, job: Job<'_>, argmax: bool) {
-    if argmax {
-        for_each_group(job, &|job: &mut Job<'_>| kernels.forward_argmax(job));
-    } else {
-        for_each_group(job, &|job: &mut Job<'_>| kernels.forward(job));
+/// The arguments of one call.
+pub(crate) struct Call<'a, T: Element> {
+    /// `None`: they are where the gradient goes.
+    pub(crate) logits: Option<Logits<'a, T>>,
+    pub(crate) targets: Targets<'a>,
+    pub(crate) out: RowSlices<'a, T::Real>,
+    pub(crate) saved: Option<&'a [RowStats<T::Real>]>,
+    pub(crate) gradient: Option<GradientRows<'a, T>>,
+}
+
+impl<'a, T: Element> Call<'a, T> {
+    #[inline(always)]
+    pub(crate) fn new(
+        logits: Option<Logits<'a, T>>,
+        targets: Targets<'a>,
+        out: RowSlices<'a, T::Real>,
+        gradient: Option<GradientRows<'a, T>>,
+    ) -> Self {
+        Call { logits, targets, out, saved: None, gradient }
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        match (&self.logits, &self.gradient) {
+            (Some(logits), _) => (logits.rows(), logits.vocab()),
+            (None, Some(gradient)) => (gradient.to.rows(), gradient.to.vocab()),
+            (None, None) => (0, 0),
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.shape().0
+    }
+
+    fn vocab(&self) -> usize {
+        self.shape().1
+    }
+
+    /// That there is a target per row, which bounds the number of rows by memory that exists, and that
+    /// rows with probability targets have classes.
+    fn check_rows(&self) -> Result<(), Error> {
+        match self.targets {
+            Targets::Ids(ids) if ids.len() != self.rows() => {
+                Err(Error::TargetCount { rows: self.rows(), targets: ids.len() })
+            }
+            Targets::Probs(_) | Targets::Sparse(_) if self.vocab() == 0 && self.rows() > 0 => {
+                Err(Error::NoClasses { rows: self.rows() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_gradient(&self) -> Result<(), Error> {
+        let rows = self.rows();
+        let length = |what, len, expected| {
+            if len == expected { Ok(()) } else { Err(Error::InputLength { what, len, expected }) }
+        };
+        if let Some(saved) = self.saved {
+            length("row statistics", saved.len(), rows)?;
+        }
+        let Some(gradient) = &self.gradient else { return Ok(()) };
+        let shape = (gradient.to.rows(), gradient.to.vocab());
+        if shape != self.shape() {
+            return Err(Error::GradientShape { gradient: shape, logits: self.shape() });
+        }
+        match gradient.upstream {
+            train::UpstreamRows::Each(each) => length("upstream gradients", each.len(), rows),
+            train::UpstreamRows::All(_) => Ok(()),
+        }
     }
 }

@@ -86,6 +86,56 @@ pub enum Error {
         /// The length it must have.
         expected: usize,
     },
+    /// An input that goes with the logits does not have the length that goes with them.
+    #[error("{what}: {len} values instead of {expected}")]
+    InputLength {
+        /// Which input.
+        what: &'static str,
+        /// Its length.
+        len: usize,
+        /// The length it must have.
+        expected: usize,
+    },
+    /// Numbers that are used per class are not of the precision of the results.
+    #[error("`{what}` must be {needed} for these logits, not {given}")]
+    Precision {
+        /// Which input.
+        what: &'static str,
+        /// The type it must have.
+        needed: &'static str,
+        /// The type it has.
+        given: &'static str,
+    },
+    /// The gradient and the logits are not of the same shape.
+    #[error("the gradient is {} x {}, but the logits are {} x {}", gradient.0, gradient.1, logits.0, logits.1)]
+    GradientShape {
+        /// Rows and classes of the gradient.
+        gradient: (usize, usize),
+        /// Rows and classes of the logits.
+        logits: (usize, usize),
+    },
+    /// Probability targets for rows without classes.
+    #[error("{rows} rows with probability targets have no classes")]
+    NoClasses {
+        /// Rows of the matrix.
+        rows: usize,
+    },
+    /// `ignore_index` is a class, but targets are probabilities and have no index.
+    #[error("ignore_index {ignore_index} means nothing for probability targets")]
+    IgnoreIndexWithProbs {
+        /// The index.
+        ignore_index: i64,
+    },
+    /// An option is out of its range.
+    #[error("{option} = {value} is not {range}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// Its value, as text (so that errors can be compared).
+        value: String,
+        /// What it must be.
+        range: &'static str,
+    },
     /// The divisor of [`Reduction::MeanOver`](crate::Reduction::MeanOver) is not a positive number.
     #[error("a mean over {count} is not defined: the count must be finite and above 0")]
     Count {

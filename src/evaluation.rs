@@ -25,9 +25,11 @@ use std::f64::consts::LN_2;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
+    reduced: Reduced,
+    /// Of the negative log-probabilities.
     sum: f64,
     mean: f64,
-    /// Sum of squared deviations of the row losses from their mean.
+    /// Sum of squared deviations of these from their mean.
     deviations: f64,
     count: u64,
     ignored: u64,
@@ -36,15 +38,56 @@ pub struct Evaluation {
     empty_mean: EmptyMean,
 }
 
-/// The sum of the losses of the kept rows, in row order, and their number.
-#[inline]
-pub(crate) fn sum(rows: &[Row]) -> (f64, u64) {
-    let (mut sum, mut count) = (0.0, 0);
-    for row in rows.iter().filter(|row| row.kept) {
-        sum += row.loss;
-        count += 1;
+/// Sums over the kept rows, in row order.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Reduced {
+    loss: f64,
+    z_loss: f64,
+    weight: f64,
+    token_weight: f64,
+    count: u64,
+}
+
+impl Reduced {
+    #[inline]
+    pub(crate) fn new(rows: &[Row]) -> Self {
+        let mut sums = Reduced::default();
+        for row in rows.iter().filter(|row| row.kept) {
+            sums.loss += row.loss;
+            sums.z_loss += row.z_loss;
+            sums.weight += row.weight;
+            sums.token_weight += row.token_weight;
+            sums.count += 1;
+        }
+        sums
     }
-    (sum, count)
+
+    fn merge(&self, next: &Reduced) -> Reduced {
+        Reduced {
+            loss: self.loss + next.loss,
+            z_loss: self.z_loss + next.z_loss,
+            weight: self.weight + next.weight,
+            token_weight: self.token_weight + next.token_weight,
+            count: self.count + next.count,
+        }
+    }
+
+    #[inline]
+    fn cross_entropy(&self, reduction: Reduction, empty_mean: EmptyMean) -> f64 {
+        reduction.apply(self.loss, self.weight, self.count == 0, empty_mean)
+    }
+
+    #[inline]
+    fn z_loss(&self, reduction: Reduction, empty_mean: EmptyMean) -> f64 {
+        reduction.apply(self.z_loss, self.token_weight, self.count == 0, empty_mean)
+    }
+
+    #[inline]
+    pub(crate) fn loss(&self, reduction: Reduction, empty_mean: EmptyMean) -> f64 {
+        let loss = self.cross_entropy(reduction, empty_mean);
+        // Without a z-loss the second term is 0 or 0 / 0.
+        if self.z_loss == 0.0 { loss } else { loss + self.z_loss(reduction, empty_mean) }
+    }
 }
 
 impl Evaluation {
@@ -54,15 +97,18 @@ impl Evaluation {
         reduction: Reduction,
         empty_mean: EmptyMean,
     ) -> Self {
-        let (sum, count) = self::sum(rows);
+        let reduced = Reduced::new(rows);
+        let count = reduced.count;
         let correct = rows.iter().filter(|row| row.correct).count() as u64;
-        let kept = || rows.iter().filter(|row| row.kept).map(|row| row.loss);
+        let kept = || rows.iter().filter(|row| row.kept).map(|row| row.nll);
+        let sum = kept().sum::<f64>() + 0.0;
         let mean = sum / count as f64;
         // Around the mean, as E[v^2] - E[v]^2 cancels, and may even come out negative; and around it
         // before it was rounded, so that equal losses have no deviation.
         let center = mean + kept().map(|loss| loss - mean).sum::<f64>() / count as f64;
         let deviations = kept().map(|loss| (loss - center) * (loss - center)).sum();
         Evaluation {
+            reduced,
             sum,
             mean,
             deviations,
@@ -95,6 +141,7 @@ impl Evaluation {
         if self.count == 0 || next.count == 0 {
             let some = if self.count == 0 { next } else { self };
             return Evaluation {
+                reduced: self.reduced.merge(&next.reduced),
                 ignored: self.ignored + next.ignored,
                 correct: self.correct_with(next),
                 reduction: self.reduction,
@@ -108,6 +155,7 @@ impl Evaluation {
         let sum = self.sum + next.sum;
         let count = self.count + next.count;
         Evaluation {
+            reduced: self.reduced.merge(&next.reduced),
             sum,
             mean: sum / count as f64,
             deviations: self.deviations + next.deviations + apart * apart * (n * m / (n + m)),
@@ -126,17 +174,34 @@ impl Evaluation {
         of(self).zip(of(next)).filter(|_| known).map(|(a, b)| a + b)
     }
 
-    /// The loss, reduced as [`CrossEntropy::reduction`](crate::CrossEntropy::reduction) says.
+    /// The loss with all options and the z-loss, reduced as
+    /// [`CrossEntropy::reduction`](crate::CrossEntropy::reduction) says.
     pub fn loss(&self) -> f64 {
-        self.reduction.apply(self.sum, self.count, self.empty_mean)
+        self.reduced.loss(self.reduction, self.empty_mean)
     }
 
-    /// The sum of the row losses, in nats.
+    /// The part of [`Evaluation::loss`] that is not z-loss.
+    pub fn cross_entropy(&self) -> f64 {
+        self.reduced.cross_entropy(self.reduction, self.empty_mean)
+    }
+
+    /// The part of [`Evaluation::loss`] that is z-loss; 0 without
+    /// [`CrossEntropy::z_loss`](crate::CrossEntropy::z_loss).
+    pub fn z_loss(&self) -> f64 {
+        if self.reduced.z_loss == 0.0 {
+            0.0
+        } else {
+            self.reduced.z_loss(self.reduction, self.empty_mean)
+        }
+    }
+
+    /// The sum of the negative log-probabilities of the targets, in nats, whatever the options.
     pub fn sum(&self) -> f64 {
         self.sum
     }
 
-    /// The mean of the row losses, in nats; NaN for no rows. Whatever the reduction.
+    /// The mean of the negative log-probabilities of the targets, in nats; NaN for no rows. Whatever
+    /// the reduction and the options, and so are the statistics that follow from it.
     pub fn mean(&self) -> f64 {
         self.mean
     }

@@ -5,8 +5,11 @@
 
 mod backend;
 mod cross_entropy;
+mod element;
 mod error;
 mod evaluation;
+mod floats;
+mod gradient;
 mod kernel;
 mod logits;
 mod math;
@@ -14,15 +17,20 @@ pub mod reference;
 mod rows;
 mod simd;
 mod softmax;
+mod stats;
 mod targets;
 
 pub use backend::Backend;
 pub use cross_entropy::{CrossEntropy, EmptyMean, Reduction, RowOutputs};
+pub use element::{Element, Real};
 pub use error::Error;
 pub use evaluation::Evaluation;
+pub use floats::Floats;
+pub use gradient::{Gradient, Upstream};
 pub use logits::{Logits, LogitsMut};
 pub use softmax::Softmax;
-pub use targets::Targets;
+pub use stats::RowStats;
+pub use targets::{Ids, SparseProbs, Targets};
 
 /// The largest error, in ULP, of `e^x` rounded to one `f32`, for every `f32` whose exponential is a
 /// normal number: `tests/exp_accuracy.rs` tries them all.
@@ -30,8 +38,8 @@ pub use targets::Targets;
 /// Sums use it before it is rounded, in two parts, where its error is below 0.6 ULP.
 pub const EXP_MAX_ULP: f64 = 1.03;
 
-/// How far the loss of a row may be from the correctly rounded one, in units of the last place: at most
-/// the next `f32` above or below. `tests/accuracy.rs` holds every backend to it.
+/// How far the loss of a row with a class id as target may be from the correctly rounded one, in units of
+/// the last place: at most the next `f32` above or below. `tests/accuracy.rs` holds every backend to it.
 pub const LOSS_MAX_ULP: u32 = 1;
 
 /// Kernels by themselves, for the benches and the tests of this crate. Not part of the API.
@@ -47,6 +55,11 @@ pub mod internals {
     /// The largest element: the time it takes is the limit of every kernel.
     pub fn read(backend: Backend, values: &[f32]) -> Result<f32, Error> {
         Backend::kernels(Some(backend)).map(|kernels| kernels.read(values))
+    }
+
+    /// Every element times `factor`: the limit of kernels that overwrite their input.
+    pub fn rewrite(backend: Backend, values: &mut [f32], factor: f32) -> Result<(), Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.rewrite(values, factor))
     }
 
     /// The loss of one row, `target < logits.len()`, without any check of the arguments.
@@ -67,40 +80,6 @@ pub mod internals {
     /// [`exp`], for `x <= 709.4`.
     pub fn exp_f64(backend: Backend, values: &mut [f64]) -> Result<(), Error> {
         Backend::kernels(Some(backend)).map(|kernels| kernels.exp_f64(values))
-    }
-
-    /// [`row_loss`] of `f64`.
-    pub fn row_loss_f64(backend: Backend, logits: &[f64], target: usize) -> Result<f64, Error> {
-        Backend::kernels(Some(backend)).map(|kernels| kernels.row_loss_f64(logits, target))
-    }
-
-    /// The logsumexp of a row, as the sum of two numbers, on the way that a loss takes.
-    pub fn row_lse_f64(
-        backend: Backend,
-        logits: &[f64],
-        target: usize,
-    ) -> Result<(f64, f64), Error> {
-        Backend::kernels(Some(backend)).map(|kernels| kernels.row_lse_f64(logits, target))
-    }
-
-    /// The logsumexp of a row.
-    pub fn logsumexp_f64(backend: Backend, logits: &[f64]) -> Result<f64, Error> {
-        Backend::kernels(Some(backend)).map(|kernels| kernels.logsumexp_f64(logits))
-    }
-
-    /// The softmax of a row, in place.
-    pub fn softmax_f64(backend: Backend, row: &mut [f64]) -> Result<(), Error> {
-        Backend::kernels(Some(backend)).map(|kernels| kernels.softmax_f64(row))
-    }
-
-    /// The log-softmax of a row, in place.
-    pub fn log_softmax_f64(backend: Backend, row: &mut [f64]) -> Result<(), Error> {
-        Backend::kernels(Some(backend)).map(|kernels| kernels.log_softmax_f64(row))
-    }
-
-    /// The first index of the largest element, or of the first NaN.
-    pub fn argmax_f64(backend: Backend, row: &[f64]) -> Result<usize, Error> {
-        Backend::kernels(Some(backend)).map(|kernels| kernels.argmax_f64(row))
     }
 
     /// The sum of `x - from`, weighted if there are weights.

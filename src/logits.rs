@@ -3,7 +3,7 @@
 
 use crate::Error;
 
-/// A `[rows, vocab]` matrix of logits in a slice, checked once.
+/// A `[rows, vocab]` matrix of logits in a slice, checked once: `f32` or `f64`, see [`Element`](crate::Element).
 ///
 /// Rows are contiguous; the distance from one to the next is `vocab`, or a larger stride where rows
 /// are padded or part of a larger matrix. What lies between rows is never read.
@@ -20,9 +20,9 @@ use crate::Error;
 /// assert_eq!(padded.row(1), &[4.0, 5.0, 6.0]);
 /// # Ok::<(), xent::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug)]
-pub struct Logits<'a> {
-    data: &'a [f32],
+#[derive(Debug)]
+pub struct Logits<'a, T = f32> {
+    data: &'a [T],
     rows: usize,
     vocab: usize,
     stride: usize,
@@ -39,8 +39,8 @@ pub struct Logits<'a> {
 /// # Ok::<(), xent::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct LogitsMut<'a> {
-    data: &'a mut [f32],
+pub struct LogitsMut<'a, T = f32> {
+    data: &'a mut [T],
     rows: usize,
     vocab: usize,
     stride: usize,
@@ -68,12 +68,20 @@ fn check_strided(len: usize, rows: usize, vocab: usize, stride: usize) -> Result
     Ok(())
 }
 
-impl<'a> Logits<'a> {
+impl<T> Clone for Logits<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Logits<'_, T> {}
+
+impl<'a, T> Logits<'a, T> {
     /// A contiguous matrix: `data` has exactly `rows * vocab` elements, row after row.
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::Overflow`].
-    pub fn new(data: &'a [f32], rows: usize, vocab: usize) -> Result<Self, Error> {
+    pub fn new(data: &'a [T], rows: usize, vocab: usize) -> Result<Self, Error> {
         check_contiguous(data.len(), rows, vocab)?;
         Ok(Logits { data, rows, vocab, stride: vocab })
     }
@@ -84,7 +92,7 @@ impl<'a> Logits<'a> {
     /// # Errors
     /// [`Error::Stride`] if `stride < vocab`, [`Error::StridedLength`], [`Error::Overflow`].
     pub fn with_stride(
-        data: &'a [f32],
+        data: &'a [T],
         rows: usize,
         vocab: usize,
         stride: usize,
@@ -113,7 +121,7 @@ impl<'a> Logits<'a> {
     /// # Panics
     /// If `i >= rows`.
     #[inline(always)]
-    pub fn row(&self, i: usize) -> &'a [f32] {
+    pub fn row(&self, i: usize) -> &'a [T] {
         assert!(i < self.rows, "row out of range");
         &self.data[i * self.stride..][..self.vocab]
     }
@@ -126,12 +134,12 @@ impl<'a> Logits<'a> {
     }
 }
 
-impl<'a> LogitsMut<'a> {
+impl<'a, T> LogitsMut<'a, T> {
     /// As [`Logits::new`].
     ///
     /// # Errors
     /// [`Error::Length`], [`Error::Overflow`].
-    pub fn new(data: &'a mut [f32], rows: usize, vocab: usize) -> Result<Self, Error> {
+    pub fn new(data: &'a mut [T], rows: usize, vocab: usize) -> Result<Self, Error> {
         check_contiguous(data.len(), rows, vocab)?;
         Ok(LogitsMut { data, rows, vocab, stride: vocab })
     }
@@ -141,7 +149,7 @@ impl<'a> LogitsMut<'a> {
     /// # Errors
     /// [`Error::Stride`] if `stride < vocab`, [`Error::StridedLength`], [`Error::Overflow`].
     pub fn with_stride(
-        data: &'a mut [f32],
+        data: &'a mut [T],
         rows: usize,
         vocab: usize,
         stride: usize,
@@ -170,7 +178,7 @@ impl<'a> LogitsMut<'a> {
     /// # Panics
     /// If `i >= rows`.
     #[inline]
-    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+    pub fn row_mut(&mut self, i: usize) -> &mut [T] {
         assert!(i < self.rows, "row out of range");
         &mut self.data[i * self.stride..][..self.vocab]
     }

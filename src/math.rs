@@ -23,6 +23,11 @@ pub(crate) fn exp2_int(k: i32) -> f64 {
     }
 }
 
+/// `k` of a normal `x` between `2^k` and `2^(k + 1)`; -1023 for what is smaller.
+pub(crate) fn exponent(x: f64) -> i32 {
+    (x.abs().to_bits() >> 52) as i32 - 1023
+}
+
 /// `e^x` within 2 ULP of normal results; 0 below -745.2 and infinity above 709.79.
 pub(crate) fn exp(x: f64) -> f64 {
     if x.is_nan() {
@@ -107,6 +112,21 @@ pub(crate) fn ln_1p(w: f64) -> f64 {
     ln(u) + lost / u
 }
 
+/// `1 - e^(-x)` for `x >= 0`, with full relative accuracy down to the smallest `x`.
+pub(crate) fn one_minus_exp_neg(x: f64) -> f64 {
+    if x > 0.5 || x.is_nan() {
+        return 1.0 - exp(-x);
+    }
+    // Taylor to degree 16: the remainder is below 2^-54 of the result.
+    let mut p = 1.0;
+    let mut n = 16.0;
+    while n > 1.0 {
+        p = 1.0 - p * x / n;
+        n -= 1.0;
+    }
+    x * p
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +148,11 @@ mod tests {
                 close(ln(x), x.ln(), x);
                 close(ln_1p(x), x.ln_1p(), x);
             }
+        }
+        for i in 0..10_000 {
+            let x = f64::from(i) * 1e-3;
+            close(one_minus_exp_neg(x), -(-x).exp_m1(), x);
+            close(one_minus_exp_neg(x * 1e-9), -(-x * 1e-9).exp_m1(), x);
         }
         for i in 0..10_000 {
             let x = 0.9 + f64::from(i) * 2e-5;
@@ -154,7 +179,13 @@ mod tests {
         assert_eq!(ln_1p(f64::INFINITY), f64::INFINITY);
         assert!(ln_1p(f64::NAN).is_nan());
         assert_eq!(ln_1p(1e-300), 1e-300);
+        assert_eq!(one_minus_exp_neg(0.0).to_bits(), 0);
+        assert_eq!(one_minus_exp_neg(1e-300), 1e-300);
+        assert_eq!(one_minus_exp_neg(f64::INFINITY), 1.0);
+        assert!(one_minus_exp_neg(f64::NAN).is_nan());
         assert_eq!(exp2_int(-1023), 0.0);
+        assert_eq!((exponent(1.0), exponent(-1.99), exponent(0.3)), (0, 0, -2));
+        assert_eq!((exponent(0.0), exponent(1e-320), exponent(f64::MAX)), (-1023, -1023, 1023));
         assert_eq!(exp2_int(1024), f64::INFINITY);
         assert_eq!(exp2_int(-1022), f64::MIN_POSITIVE);
     }

@@ -47,10 +47,10 @@ fn max(logits: impl Iterator<Item = f64>) -> f64 {
 /// `ln(sum_j e^x[j])`; -inf for no classes or nothing but -inf.
 ///
 /// ```
-/// assert_eq!(xent::reference::logsumexp(&[1e30, 1e30]), f64::from(1e30f32)); // ln 2 is lost in 1e30
+/// assert_eq!(xent::reference::logsumexp(&[1e30, 1e30]), 1e30); // ln 2 is lost in 1e30
 /// ```
-pub fn logsumexp(logits: &[f32]) -> f64 {
-    let x = || logits.iter().map(|&x| f64::from(x));
+pub fn logsumexp(logits: &[impl Copy + Into<f64>]) -> f64 {
+    let x = || logits.iter().map(|&x| x.into());
     let max = max(x());
     if !max.is_finite() {
         return max;
@@ -65,12 +65,10 @@ pub fn logsumexp(logits: &[f32]) -> f64 {
 ///
 /// # Panics
 /// If `target` is not a class.
-pub fn row(logits: &[f32], target: usize) -> Row {
-    let t = f64::from(logits[target]);
-    let others = || {
-        let all = logits.iter().enumerate();
-        all.filter(|&(j, _)| j != target).map(|(_, &x)| f64::from(x))
-    };
+pub fn row(logits: &[impl Copy + Into<f64>], target: usize) -> Row {
+    let x = || logits.iter().map(|&x| x.into());
+    let t = logits[target].into();
+    let others = || x().enumerate().filter(|&(j, _)| j != target).map(|(_, x)| x);
     let max = max(others());
     let loss = if t.is_nan() || t == f64::INFINITY || max.is_nan() || max == f64::INFINITY {
         f64::NAN
@@ -81,10 +79,10 @@ pub fn row(logits: &[f32], target: usize) -> Row {
     } else {
         (max - t) + (sum(others().map(|x| (x - max).exp())) + (t - max).exp()).ln()
     };
-    let mut argmax = 0;
-    for (j, x) in logits.iter().enumerate() {
-        if *x > logits[argmax] || (x.is_nan() && !logits[argmax].is_nan()) {
-            argmax = j;
+    let (mut argmax, mut best) = (0, f64::NEG_INFINITY);
+    for (j, x) in x().enumerate() {
+        if x > best || (x.is_nan() && !best.is_nan()) {
+            (argmax, best) = (j, x);
         }
     }
     Row { loss, logsumexp: logsumexp(logits), argmax }
@@ -115,7 +113,7 @@ pub fn cross_entropy(
 /// ```
 /// assert_eq!(xent::reference::softmax(&[3.0, f32::NEG_INFINITY]), [1.0, 0.0]);
 /// ```
-pub fn softmax(logits: &[f32]) -> Vec<f64> {
+pub fn softmax(logits: &[impl Copy + Into<f64>]) -> Vec<f64> {
     log_softmax(logits).into_iter().map(f64::exp).collect()
 }
 
@@ -125,13 +123,172 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
 /// let log_p = xent::reference::log_softmax(&[40.0, 0.0]);
 /// assert!((log_p[0] / -(-40f64).exp() - 1.0).abs() < 1e-15); // -4.2e-18, not 0
 /// ```
-pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let max = max(logits.iter().map(|&x| f64::from(x)));
-    let Some(best) = logits.iter().position(|&x| f64::from(x) == max) else {
+pub fn log_softmax(logits: &[impl Copy + Into<f64>]) -> Vec<f64> {
+    let max = max(logits.iter().map(|&x| x.into()));
+    let Some(best) = logits.iter().position(|&x| x.into() == max) else {
         return vec![f64::NAN; logits.len()];
     };
     let loss = row(logits, best).loss;
-    logits.iter().map(|&x| (f64::from(x) - max) - loss).collect()
+    logits.iter().map(|&x| (x.into() - max) - loss).collect()
+}
+
+/// Options of a loss, named and explained as the functions of [`CrossEntropy`](crate::CrossEntropy).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options<'a> {
+    /// What the logits are multiplied by, first.
+    pub logit_scale: f64,
+    /// `c` of `c tanh(x / c)`.
+    pub softcap: Option<f64>,
+    /// The cap is one of infinities too, as [`softcap_of_all`](crate::CrossEntropy::softcap_of_all).
+    pub caps_infinities: bool,
+    /// What the logits are divided by, last.
+    pub temperature: f64,
+    /// The share of the target that all classes get alike.
+    pub label_smoothing: f64,
+    /// One per class; `None` for 1.
+    pub class_weights: Option<&'a [f64]>,
+    /// What the square of the logsumexp is multiplied by.
+    pub z_loss: f64,
+    /// What the whole loss of the row is multiplied by.
+    pub token_weight: f64,
+}
+
+impl Default for Options<'_> {
+    /// None of them.
+    fn default() -> Self {
+        Options {
+            logit_scale: 1.0,
+            softcap: None,
+            caps_infinities: false,
+            temperature: 1.0,
+            label_smoothing: 0.0,
+            class_weights: None,
+            z_loss: 0.0,
+            token_weight: 1.0,
+        }
+    }
+}
+
+/// What a row should have predicted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target<'a> {
+    /// A class.
+    Class(usize),
+    /// A probability per class.
+    Probs(&'a [f64]),
+}
+
+/// The loss of a row is the sum of the two parts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// With smoothing and weights.
+    pub cross_entropy: f64,
+    /// With the weight of the token.
+    pub z_loss: f64,
+}
+
+impl Options<'_> {
+    /// The logit that the softmax is taken of, and its derivative by the logit given.
+    fn transform(&self, x: f64) -> (f64, f64) {
+        let x = x * self.logit_scale;
+        let (capped, slope) = match self.softcap {
+            None => (x, 1.0),
+            Some(_) if x.is_infinite() && !self.caps_infinities => (x, 0.0),
+            Some(c) => (c * (x / c).tanh(), (x / c).cosh().powi(-2)),
+        };
+        (capped / self.temperature, slope * self.logit_scale / self.temperature)
+    }
+
+    fn weight(&self, class: usize) -> f64 {
+        self.class_weights.map_or(1.0, |weights| weights[class])
+    }
+
+    /// The factor of `-ln p[j]` in the cross-entropy: the target, smoothed and weighted.
+    fn factor(&self, target: Target<'_>, j: usize, vocab: usize) -> f64 {
+        let given = match target {
+            Target::Class(class) => f64::from(u8::from(class == j)),
+            Target::Probs(probs) => probs[j],
+        };
+        let e = self.label_smoothing;
+        let smoothed = (1.0 - e) * given + e / vocab as f64;
+        // The weight of a class that has no part in the loss may be anything.
+        if smoothed == 0.0 { 0.0 } else { self.weight(j) * smoothed }
+    }
+}
+
+/// The loss of one row with options.
+///
+/// A class with a factor of 0 does not count with probability targets, even if it is masked. With a class
+/// as target it is 0 times infinity, NaN, as in PyTorch.
+///
+/// ```
+/// use xent::reference::{Options, Target, loss};
+///
+/// let options = Options { label_smoothing: 0.1, z_loss: 0.5, ..Options::default() };
+/// let row = loss(&[1.0, 2.0, 3.0], Target::Class(0), &options);
+/// assert!((row.cross_entropy - 2.307605964).abs() < 1e-9);
+/// assert!((row.z_loss - 0.5 * 3.407605964 * 3.407605964).abs() < 1e-8);
+/// ```
+///
+/// # Panics
+/// If the target, or the weights, do not go with the logits.
+pub fn loss(logits: &[impl Copy + Into<f64>], target: Target<'_>, options: &Options<'_>) -> Loss {
+    let z: Vec<f64> = logits.iter().map(|&x| options.transform(x.into()).0).collect();
+    let nll: Vec<f64> = log_softmax(&z).into_iter().map(|log_p| 0.0 - log_p).collect();
+    let (vocab, e) = (z.len(), options.label_smoothing);
+    let cross_entropy = match target {
+        Target::Class(class) if e == 0.0 => options.weight(class) * nll[class],
+        Target::Class(class) => {
+            let all = sum((0..vocab).map(|j| options.weight(j) * nll[j]));
+            (1.0 - e) * options.weight(class) * nll[class] + e / vocab as f64 * all
+        }
+        Target::Probs(_) => sum((0..vocab).map(|j| match options.factor(target, j, vocab) {
+            0.0 if !nll[j].is_nan() => 0.0,
+            factor => factor * nll[j],
+        })),
+    };
+    let lse = logsumexp(&z);
+    Loss {
+        cross_entropy: options.token_weight * cross_entropy,
+        z_loss: options.token_weight * options.z_loss * lse * lse,
+    }
+}
+
+/// The gradient of a row's loss by each of its logits.
+///
+/// The two of `upstream` are the derivatives of what is trained by [`Loss::cross_entropy`] and by
+/// [`Loss::z_loss`]: 1 and 1 for a sum of rows, 1 / weight and 1 / rows for their mean.
+///
+/// ```
+/// use xent::reference::{Options, Target, gradient};
+///
+/// let g = gradient(&[1.0, 2.0, 3.0], Target::Class(0), &Options::default(), [1.0, 1.0]);
+/// assert!((g[0] - -0.909969427).abs() < 1e-9 && (g[1] + g[2] + g[0]).abs() < 1e-15);
+/// ```
+///
+/// # Panics
+/// As [`loss`].
+pub fn gradient(
+    logits: &[impl Copy + Into<f64>],
+    target: Target<'_>,
+    options: &Options<'_>,
+    upstream: [f64; 2],
+) -> Vec<f64> {
+    let (z, slope): (Vec<f64>, Vec<f64>) =
+        logits.iter().map(|&x| options.transform(x.into())).unzip();
+    let vocab = z.len();
+    let factor = |j| options.factor(target, j, vocab);
+    let (log_p, lse) = (log_softmax(&z), logsumexp(&z));
+    let total = sum((0..vocab).map(factor));
+    let of_class = |j: usize| {
+        // total * p - factor, with a p - 1 that keeps its digits where p is nearly 1.
+        let p = log_p[j].exp();
+        let cross_entropy = (total - factor(j)) * p + factor(j) * log_p[j].exp_m1();
+        let z_loss = options.z_loss * 2.0 * lse * p;
+        let [a, b] = upstream;
+        options.token_weight * (a * cross_entropy + b * z_loss) * slope[j]
+    };
+    (0..vocab).map(of_class).collect()
 }
 
 /// The distance of `got` from `exact`, in units of the last place of `exact` rounded to `f32`.

@@ -1,9 +1,11 @@
 //! Groups of rows: over the cores with rayon, or one after the other.
 #![forbid(unsafe_code)]
 
-use crate::Error;
 use crate::kernel::forward::Row;
-use crate::kernel::{forward, softmax};
+use crate::kernel::train::{GradientRows, Trained, UpstreamRows};
+use crate::kernel::{forward, softmax, train};
+use crate::stats::RowStats;
+use crate::{Element, Error};
 
 /// Elements below which work is not worth handing to another thread: about 8 microseconds.
 ///
@@ -43,13 +45,29 @@ fn in_parallel<W: Rows>(mut work: W, grain: usize, f: &(impl Fn(&mut W) + Sync))
 }
 
 /// Where the results of rows go; what is not asked for is `None`.
-#[derive(Debug, Default)]
-pub(crate) struct RowSlices<'a> {
+#[derive(Debug)]
+pub(crate) struct RowSlices<'a, R> {
     pub(crate) rows: Option<&'a mut [Row]>,
-    pub(crate) losses: Option<&'a mut [f32]>,
-    pub(crate) logsumexp: Option<&'a mut [f32]>,
-    pub(crate) logprobs: Option<&'a mut [f32]>,
+    pub(crate) losses: Option<&'a mut [R]>,
+    pub(crate) logsumexp: Option<&'a mut [R]>,
+    pub(crate) logprobs: Option<&'a mut [R]>,
     pub(crate) argmax: Option<&'a mut [i64]>,
+    pub(crate) z_losses: Option<&'a mut [R]>,
+    pub(crate) stats: Option<&'a mut [RowStats<R>]>,
+}
+
+impl<R> Default for RowSlices<'_, R> {
+    fn default() -> Self {
+        RowSlices {
+            rows: None,
+            losses: None,
+            logsumexp: None,
+            logprobs: None,
+            argmax: None,
+            z_losses: None,
+            stats: None,
+        }
+    }
 }
 
 #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
@@ -57,13 +75,15 @@ fn split<T>(slice: Option<&mut [T]>, mid: usize) -> (Option<&mut [T]>, Option<&m
     slice.map(|slice| slice.split_at_mut(mid)).unzip()
 }
 
-impl RowSlices<'_> {
+impl<'a, R: Into<f64>> RowSlices<'a, R> {
     pub(crate) fn check(&self, rows: usize) -> Result<(), Error> {
         let lengths = [
             ("losses", self.losses.as_ref().map(|x| x.len())),
             ("logsumexp", self.logsumexp.as_ref().map(|x| x.len())),
             ("logprobs", self.logprobs.as_ref().map(|x| x.len())),
             ("argmax", self.argmax.as_ref().map(|x| x.len())),
+            ("z_losses", self.z_losses.as_ref().map(|x| x.len())),
+            ("stats", self.stats.as_ref().map(|x| x.len())),
         ];
         for (output, len) in lengths {
             if let Some(len) = len.filter(|&len| len != rows) {
@@ -73,23 +93,66 @@ impl RowSlices<'_> {
         Ok(())
     }
 
+    #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
+    fn split_at(self, row: usize) -> (Self, Self) {
+        let (rows_a, rows_b) = split(self.rows, row);
+        let (losses_a, losses_b) = split(self.losses, row);
+        let (logsumexp_a, logsumexp_b) = split(self.logsumexp, row);
+        let (logprobs_a, logprobs_b) = split(self.logprobs, row);
+        let (argmax_a, argmax_b) = split(self.argmax, row);
+        let (z_losses_a, z_losses_b) = split(self.z_losses, row);
+        let (stats_a, stats_b) = split(self.stats, row);
+        let a = RowSlices {
+            rows: rows_a,
+            losses: losses_a,
+            logsumexp: logsumexp_a,
+            logprobs: logprobs_a,
+            argmax: argmax_a,
+            z_losses: z_losses_a,
+            stats: stats_a,
+        };
+        let b = RowSlices {
+            rows: rows_b,
+            losses: losses_b,
+            logsumexp: logsumexp_b,
+            logprobs: logprobs_b,
+            argmax: argmax_b,
+            z_losses: z_losses_b,
+            stats: stats_b,
+        };
+        (a, b)
+    }
+
     /// It takes two or three scalar functions, so only where it is asked for.
     #[inline(always)]
     pub(crate) fn wants_logsumexp(&self) -> bool {
         self.logsumexp.is_some()
     }
 
+    /// Whether something is asked for that only the training kernels yield.
+    pub(crate) fn wants_training(&self) -> bool {
+        self.z_losses.is_some() || self.stats.is_some()
+    }
+
+    /// One row; `real` rounds to the type of the outputs.
     #[inline(always)]
-    pub(crate) fn write(&mut self, i: usize, row: Row, logsumexp: f64, argmax: i64) {
+    pub(crate) fn write(
+        &mut self,
+        i: usize,
+        row: Row,
+        logsumexp: f64,
+        argmax: i64,
+        real: fn(f64) -> R,
+    ) {
         if let Some(losses) = &mut self.losses {
-            losses[i] = row.loss as f32;
+            losses[i] = real(row.loss + row.z_loss);
         }
         if let Some(out) = &mut self.logsumexp {
-            out[i] = logsumexp as f32;
+            out[i] = real(logsumexp);
         }
         if let Some(logprobs) = &mut self.logprobs {
-            // 0 - loss rather than -loss: the logarithm of probability 1 is +0.
-            logprobs[i] = 0.0 - row.loss as f32;
+            // 0 - nll rather than -nll, and of what was rounded: the logarithm of probability 1 is +0.
+            logprobs[i] = real(0.0 - real(row.nll).into());
         }
         if let Some(out) = &mut self.argmax {
             out[i] = argmax;
@@ -97,6 +160,35 @@ impl RowSlices<'_> {
         if let Some(rows) = &mut self.rows {
             rows[i] = row;
         }
+    }
+
+    /// As [`RowSlices::write`], with what only the training kernels know.
+    #[inline(always)]
+    pub(crate) fn write_trained(
+        &mut self,
+        i: usize,
+        Trained { row, lse, argmax }: Trained,
+        stats: RowStats<R>,
+        real: fn(f64) -> R,
+    ) {
+        if let Some(out) = &mut self.z_losses {
+            out[i] = real(row.z_loss);
+        }
+        if let Some(out) = &mut self.stats {
+            out[i] = stats;
+        }
+        self.write(i, row, lse.value(), argmax, real);
+    }
+
+    #[inline(always)]
+    pub(crate) fn write_ignored(&mut self, i: usize, real: fn(f64) -> R) {
+        if let Some(out) = &mut self.z_losses {
+            out[i] = real(0.0);
+        }
+        if let Some(out) = &mut self.stats {
+            out[i] = RowStats { hi: real(0.0), lo: real(0.0) };
+        }
+        self.write(i, Row::IGNORED, 0.0, -1, real);
     }
 }
 
@@ -110,25 +202,7 @@ impl Rows for forward::Job<'_> {
     fn split_at(self, row: usize) -> (Self, Self) {
         let (logits_a, logits_b) = self.logits.split_at(row);
         let (targets_a, targets_b) = self.targets.split_at(row);
-        let (rows_a, rows_b) = split(self.out.rows, row);
-        let (losses_a, losses_b) = split(self.out.losses, row);
-        let (logsumexp_a, logsumexp_b) = split(self.out.logsumexp, row);
-        let (logprobs_a, logprobs_b) = split(self.out.logprobs, row);
-        let (argmax_a, argmax_b) = split(self.out.argmax, row);
-        let a = RowSlices {
-            rows: rows_a,
-            losses: losses_a,
-            logsumexp: logsumexp_a,
-            logprobs: logprobs_a,
-            argmax: argmax_a,
-        };
-        let b = RowSlices {
-            rows: rows_b,
-            losses: losses_b,
-            logsumexp: logsumexp_b,
-            logprobs: logprobs_b,
-            argmax: argmax_b,
-        };
+        let (a, b) = self.out.split_at(row);
         (
             forward::Job { logits: logits_a, targets: targets_a, out: a },
             forward::Job { logits: logits_b, targets: targets_b, out: b },
@@ -136,7 +210,65 @@ impl Rows for forward::Job<'_> {
     }
 }
 
-impl Rows for softmax::Job<'_> {
+impl<T: Element> Rows for train::Job<'_, T> {
+    fn rows(&self) -> usize {
+        let gradient = self.gradient.as_ref().map_or(0, |gradient| gradient.to.rows());
+        self.logits.map_or(gradient, |logits| logits.rows())
+    }
+    fn vocab(&self) -> usize {
+        let gradient = self.gradient.as_ref().map_or(0, |gradient| gradient.to.vocab());
+        self.logits.map_or(gradient, |logits| logits.vocab())
+    }
+    fn split_at(self, row: usize) -> (Self, Self) {
+        let (logits_a, logits_b) = self.logits.map(|logits| logits.split_at(row)).unzip();
+        let (targets_a, targets_b) = self.targets.split_at(row);
+        let (weights_a, weights_b) = self.token_weights.map(|w| w.split_at(row)).unzip();
+        let (saved_a, saved_b) = self.saved.map(|saved| saved.split_at(row)).unzip();
+        let (out_a, out_b) = self.out.split_at(row);
+        let (gradient_a, gradient_b) = self.gradient.map(|g| g.split_at(row)).unzip();
+        (
+            train::Job {
+                config: self.config,
+                logits: logits_a,
+                targets: targets_a,
+                token_weights: weights_a,
+                saved: saved_a,
+                out: out_a,
+                gradient: gradient_a,
+            },
+            train::Job {
+                config: self.config,
+                logits: logits_b,
+                targets: targets_b,
+                token_weights: weights_b,
+                saved: saved_b,
+                out: out_b,
+                gradient: gradient_b,
+            },
+        )
+    }
+}
+
+impl<T> GradientRows<'_, T> {
+    #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
+    fn split_at(self, row: usize) -> (Self, Self) {
+        let GradientRows { to, upstream, store } = self;
+        let (a, b) = to.split_at(row);
+        let (upstream_a, upstream_b) = match upstream {
+            UpstreamRows::All(_) => (upstream, upstream),
+            UpstreamRows::Each(each) => {
+                let (a, b) = each.split_at(row);
+                (UpstreamRows::Each(a), UpstreamRows::Each(b))
+            }
+        };
+        (
+            GradientRows { to: a, upstream: upstream_a, store },
+            GradientRows { to: b, upstream: upstream_b, store },
+        )
+    }
+}
+
+impl<T: Element> Rows for softmax::Job<'_, T> {
     fn rows(&self) -> usize {
         self.dst.rows()
     }
@@ -150,7 +282,7 @@ impl Rows for softmax::Job<'_> {
     }
 }
 
-impl Rows for softmax::LogSumExpJob<'_> {
+impl<T: Element> Rows for softmax::LogSumExpJob<'_, T> {
     fn rows(&self) -> usize {
         self.logits.rows()
     }

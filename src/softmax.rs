@@ -3,9 +3,9 @@
 
 use crate::kernel::softmax::{Job, LogSumExpJob};
 use crate::rows::for_each_group;
-use crate::{Backend, Error, Logits, LogitsMut};
+use crate::{Backend, Element, Error, Logits, LogitsMut};
 
-/// Softmax and its relatives over the classes of each row.
+/// Softmax and its relatives over the classes of each row of `f32` or `f64`.
 ///
 /// Rows are spread over the caller's rayon pool; each is read from memory once (softmax reads it a
 /// second time, log-softmax a third time, from the cache) and written once. The bits of a result depend on the row alone, as with
@@ -18,7 +18,7 @@ use crate::{Backend, Error, Logits, LogitsMut};
 /// ```
 /// use xent::{Logits, Softmax};
 ///
-/// let logits = Logits::new(&[1.0, 2.0, 3.0], 1, 3)?;
+/// let logits = Logits::new(&[1.0_f32, 2.0, 3.0], 1, 3)?;
 /// let mut p = [0.0; 3];
 /// Softmax::new().softmax(logits, &mut p)?;
 /// assert_eq!(p, [0.09003057, 0.24472848, 0.66524094]);
@@ -48,16 +48,16 @@ impl Softmax {
     /// # Errors
     /// [`Error::OutputLength`] unless `out` has `rows * vocab` elements, and those of
     /// [`Backend::selected`]. On error `out` is as it was.
-    pub fn softmax(&self, logits: Logits<'_>, out: &mut [f32]) -> Result<(), Error> {
-        self.out_of_place::<false>(logits, out)
+    pub fn softmax<T: Element>(&self, logits: Logits<'_, T>, out: &mut [T]) -> Result<(), Error> {
+        self.out_of_place::<T, false>(logits, out)
     }
 
     /// As [`Softmax::softmax`], over the logits themselves.
     ///
     /// # Errors
     /// Those of [`Backend::selected`].
-    pub fn softmax_in_place(&self, logits: LogitsMut<'_>) -> Result<(), Error> {
-        self.transform::<false>(Job { src: None, dst: logits })
+    pub fn softmax_in_place<T: Element>(&self, logits: LogitsMut<'_, T>) -> Result<(), Error> {
+        self.transform::<T, false>(Job { src: None, dst: logits })
     }
 
     /// `y[j] = x[j] - ln(sum_k e^x[k])` into `out`, contiguous rows.
@@ -69,23 +69,27 @@ impl Softmax {
     /// use xent::{Logits, Softmax};
     ///
     /// let mut y = [0.0; 2];
-    /// Softmax::new().log_softmax(Logits::new(&[40.0, 0.0], 1, 2)?, &mut y)?;
+    /// Softmax::new().log_softmax(Logits::new(&[40.0_f32, 0.0], 1, 2)?, &mut y)?;
     /// assert_eq!(y, [-4.248354e-18, -40.0]);
     /// # Ok::<(), xent::Error>(())
     /// ```
     ///
     /// # Errors
     /// As [`Softmax::softmax`].
-    pub fn log_softmax(&self, logits: Logits<'_>, out: &mut [f32]) -> Result<(), Error> {
-        self.out_of_place::<true>(logits, out)
+    pub fn log_softmax<T: Element>(
+        &self,
+        logits: Logits<'_, T>,
+        out: &mut [T],
+    ) -> Result<(), Error> {
+        self.out_of_place::<T, true>(logits, out)
     }
 
     /// As [`Softmax::log_softmax`], over the logits themselves.
     ///
     /// # Errors
     /// Those of [`Backend::selected`].
-    pub fn log_softmax_in_place(&self, logits: LogitsMut<'_>) -> Result<(), Error> {
-        self.transform::<true>(Job { src: None, dst: logits })
+    pub fn log_softmax_in_place<T: Element>(&self, logits: LogitsMut<'_, T>) -> Result<(), Error> {
+        self.transform::<T, true>(Job { src: None, dst: logits })
     }
 
     /// `ln(sum_j e^x[j])` of each row into `out`: -inf for nothing but -inf or no classes, +inf if
@@ -97,7 +101,7 @@ impl Softmax {
     /// use xent::{Logits, Softmax};
     ///
     /// let mut lse = [0.0; 2];
-    /// Softmax::new().logsumexp(Logits::new(&[0.0, 0.0, 1.0, f32::NEG_INFINITY], 2, 2)?, &mut lse)?;
+    /// Softmax::new().logsumexp(Logits::new(&[0.0_f32, 0.0, 1.0, f32::NEG_INFINITY], 2, 2)?, &mut lse)?;
     /// assert_eq!(lse, [2f32.ln(), 1.0]);
     /// # Ok::<(), xent::Error>(())
     /// ```
@@ -105,36 +109,40 @@ impl Softmax {
     /// # Errors
     /// [`Error::OutputLength`] unless `out` has one element per row, and those of
     /// [`Backend::selected`]. On error `out` is as it was.
-    pub fn logsumexp(&self, logits: Logits<'_>, out: &mut [f32]) -> Result<(), Error> {
+    pub fn logsumexp<T: Element>(
+        &self,
+        logits: Logits<'_, T>,
+        out: &mut [T::Real],
+    ) -> Result<(), Error> {
         let kernels = Backend::kernels(self.backend)?;
         check_output("logsumexp", out.len(), logits.rows())?;
-        for_each_group(LogSumExpJob { logits, out }, &|job: &mut LogSumExpJob<'_>| {
-            kernels.logsumexp(job)
+        for_each_group(LogSumExpJob { logits, out }, &|job: &mut LogSumExpJob<'_, T>| {
+            T::logsumexp(kernels, job)
         });
         Ok(())
     }
 
-    fn out_of_place<const LOG: bool>(
+    fn out_of_place<T: Element, const LOG: bool>(
         &self,
-        logits: Logits<'_>,
-        out: &mut [f32],
+        logits: Logits<'_, T>,
+        out: &mut [T],
     ) -> Result<(), Error> {
         // The product fits: it is at most rows * stride, which was checked.
         let (rows, vocab) = (logits.rows(), logits.vocab());
         check_output("out", out.len(), rows * vocab)?;
-        self.transform::<LOG>(Job { src: Some(logits), dst: LogitsMut::new(out, rows, vocab)? })
+        self.transform::<T, LOG>(Job { src: Some(logits), dst: LogitsMut::new(out, rows, vocab)? })
     }
 
-    fn transform<const LOG: bool>(&self, job: Job<'_>) -> Result<(), Error> {
+    fn transform<T: Element, const LOG: bool>(&self, job: Job<'_, T>) -> Result<(), Error> {
         let kernels = Backend::kernels(self.backend)?;
         if job.dst.vocab() == 0 {
             // There may be any number of empty rows.
             return Ok(());
         }
         if LOG {
-            for_each_group(job, &|job: &mut Job<'_>| kernels.log_softmax(job));
+            for_each_group(job, &|job: &mut Job<'_, T>| T::log_softmax(kernels, job));
         } else {
-            for_each_group(job, &|job: &mut Job<'_>| kernels.softmax(job));
+            for_each_group(job, &|job: &mut Job<'_, T>| T::softmax(kernels, job));
         }
         Ok(())
     }

@@ -1,26 +1,42 @@
-//! Target ids of any of the usual integer types.
+//! What the model should have predicted: class ids of any of the usual integer types, or probabilities.
 #![forbid(unsafe_code)]
 
-use crate::Error;
+use crate::kernel::probs::Given;
+use crate::{Error, Floats, Real};
 
-/// One target id per row, borrowed in the integer type that the caller has.
+/// The targets of a batch: one class id per row, or a distribution over the classes per row.
 ///
-/// Functions take `impl Into<Targets>`, so a plain `&[i64]`, `&[u32]`, `&vec` or array will do.
+/// Functions take `impl Into<Targets>`, so a plain `&[i64]`, `&[u32]`, `&vec` or array of ids will do.
 ///
 /// ```
-/// use xent::{CrossEntropy, Logits};
+/// use xent::{CrossEntropy, Logits, Targets};
 ///
-/// let logits = Logits::new(&[1.0, 2.0, 3.0, 0.5, -1.0, 2.0], 2, 3)?;
+/// let logits = Logits::new(&[1.0_f32, 2.0, 3.0, 0.5, -1.0, 2.0], 2, 3)?;
 /// let ce = CrossEntropy::new();
 /// let loss = ce.forward(logits, &[2i64, 0])?;
 /// assert_eq!(loss, ce.forward(logits, &[2i32, 0])?);
 /// assert_eq!(loss, ce.forward(logits, &[2u32, 0])?);
 /// assert_eq!(loss, ce.forward(logits, &vec![2usize, 0])?);
+///
+/// let one_hot: [f32; 6] = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0];
+/// assert!((ce.forward(logits, Targets::probs(&one_hot))? - loss).abs() < 1e-7);
 /// # Ok::<(), xent::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Targets<'a> {
+    /// One class id per row.
+    Ids(Ids<'a>),
+    /// `[rows, vocab]` probabilities, contiguous; see [`Targets::probs`].
+    Probs(Floats<'a>),
+    /// Some classes per row with their probabilities.
+    Sparse(SparseProbs<'a>),
+}
+
+/// Class ids in the integer type that the caller has, borrowed.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Ids<'a> {
     /// As PyTorch has them.
     I64(&'a [i64]),
     /// As many tokenizers have them, with negative ids to ignore.
@@ -31,41 +47,107 @@ pub enum Targets<'a> {
     Usize(&'a [usize]),
 }
 
-macro_rules! targets_from {
+/// `k` class ids and their probabilities per row: what a teacher's top-k leaves of a distribution.
+///
+/// ```
+/// use xent::{CrossEntropy, Logits, SparseProbs, Targets};
+///
+/// let logits = Logits::new(&[1.0_f32, 2.0, 3.0, 0.5, -1.0, 2.0], 2, 3)?;
+/// let (ids, probs) = ([2u32, 1, 0, 2], [0.75_f32, 0.25, 0.5, 0.5]); // [rows, k]
+/// let sparse = CrossEntropy::new().forward(logits, SparseProbs::new(&ids, &probs, 2))?;
+/// let dense: [f32; 6] = [0.0, 0.25, 0.75, 0.5, 0.0, 0.5];
+/// assert_eq!(sparse, CrossEntropy::new().forward(logits, Targets::probs(&dense))?);
+/// # Ok::<(), xent::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct SparseProbs<'a> {
+    ids: Ids<'a>,
+    probs: Floats<'a>,
+    k: usize,
+}
+
+impl<'a> SparseProbs<'a> {
+    /// `[rows, k]` ids and as many probabilities. Entries whose id is `ignore_index` do not count: rows
+    /// may have fewer than `k`. An id that stands twice has both probabilities.
+    ///
+    /// Lengths and ids are checked when it is used, against the logits.
+    pub fn new(ids: impl Into<Ids<'a>>, probs: impl Into<Floats<'a>>, k: usize) -> Self {
+        SparseProbs { ids: ids.into(), probs: probs.into(), k }
+    }
+}
+
+macro_rules! ids_from {
     ($($variant:ident $int:ty),*) => {$(
+        impl<'a> From<&'a [$int]> for Ids<'a> {
+            fn from(ids: &'a [$int]) -> Self {
+                Ids::$variant(ids)
+            }
+        }
+        impl<'a> From<&'a Vec<$int>> for Ids<'a> {
+            fn from(ids: &'a Vec<$int>) -> Self {
+                Ids::$variant(ids)
+            }
+        }
+        impl<'a, const N: usize> From<&'a [$int; N]> for Ids<'a> {
+            fn from(ids: &'a [$int; N]) -> Self {
+                Ids::$variant(ids)
+            }
+        }
         impl<'a> From<&'a [$int]> for Targets<'a> {
             fn from(ids: &'a [$int]) -> Self {
-                Targets::$variant(ids)
+                Targets::Ids(Ids::$variant(ids))
             }
         }
         impl<'a> From<&'a Vec<$int>> for Targets<'a> {
             fn from(ids: &'a Vec<$int>) -> Self {
-                Targets::$variant(ids)
+                Targets::Ids(Ids::$variant(ids))
             }
         }
         impl<'a, const N: usize> From<&'a [$int; N]> for Targets<'a> {
             fn from(ids: &'a [$int; N]) -> Self {
-                Targets::$variant(ids)
+                Targets::Ids(Ids::$variant(ids))
             }
         }
     )*};
 }
-targets_from!(I64 i64, I32 i32, U32 u32, Usize usize);
+ids_from!(I64 i64, I32 i32, U32 u32, Usize usize);
+
+impl<'a> From<Ids<'a>> for Targets<'a> {
+    fn from(ids: Ids<'a>) -> Self {
+        Targets::Ids(ids)
+    }
+}
+
+impl<'a> From<SparseProbs<'a>> for Targets<'a> {
+    fn from(probs: SparseProbs<'a>) -> Self {
+        Targets::Sparse(probs)
+    }
+}
+
+impl<'a> Targets<'a> {
+    /// `[rows, vocab]` probabilities, contiguous. They need not sum to 1: the loss of a row is
+    /// `-sum_j t[j] ln p[j]` whatever they are.
+    ///
+    /// There is no `From` for them, since a slice of numbers does not say what it is.
+    pub fn probs(probs: impl Into<Floats<'a>>) -> Self {
+        Targets::Probs(probs.into())
+    }
+}
 
 /// Evaluates an expression for the slice of whichever type it is.
 macro_rules! for_slice {
     ($targets:expr, $ids:ident => $body:expr) => {
         match $targets {
-            Targets::I64($ids) => $body,
-            Targets::I32($ids) => $body,
-            Targets::U32($ids) => $body,
-            Targets::Usize($ids) => $body,
+            Ids::I64($ids) => $body,
+            Ids::I32($ids) => $body,
+            Ids::U32($ids) => $body,
+            Ids::Usize($ids) => $body,
         }
     };
 }
 
-impl<'a> Targets<'a> {
-    /// The number of targets.
+impl<'a> Ids<'a> {
+    /// The number of ids.
     pub fn len(&self) -> usize {
         for_slice!(self, ids => ids.len())
     }
@@ -77,9 +159,9 @@ impl<'a> Targets<'a> {
 
     #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
     fn split_at(self, mid: usize) -> (Self, Self) {
-        fn both<'a, T>(ids: &'a [T], mid: usize) -> (Targets<'a>, Targets<'a>)
+        fn both<'a, T>(ids: &'a [T], mid: usize) -> (Ids<'a>, Ids<'a>)
         where
-            Targets<'a>: From<&'a [T]>,
+            Ids<'a>: From<&'a [T]>,
         {
             let (a, b) = ids.split_at(mid);
             (a.into(), b.into())
@@ -87,9 +169,21 @@ impl<'a> Targets<'a> {
         for_slice!(self, ids => both(ids, mid))
     }
 
+    /// Ids `start..start + len`.
+    #[inline(always)]
+    fn part(self, start: usize, len: usize) -> Self {
+        fn part<'a, T>(ids: &'a [T], start: usize, len: usize) -> Ids<'a>
+        where
+            Ids<'a>: From<&'a [T]>,
+        {
+            (&ids[start..start + len]).into()
+        }
+        for_slice!(self, ids => part(ids, start, len))
+    }
+
     /// Every id as `i128`, which holds all of them.
     #[inline(always)]
-    fn get(&self, i: usize) -> i128 {
+    pub(crate) fn get(&self, i: usize) -> i128 {
         for_slice!(self, ids => ids[i] as i128)
     }
 }
@@ -97,24 +191,24 @@ impl<'a> Targets<'a> {
 /// Targets that were checked: each is a class, or ignored.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TargetRows<'a> {
-    targets: Targets<'a>,
+    ids: Ids<'a>,
     ignore_index: Option<i64>,
 }
 
 impl<'a> TargetRows<'a> {
     /// Checks one target per row, each a class or `ignore_index`, which is compared first.
     pub(crate) fn new(
-        targets: Targets<'a>,
+        ids: Ids<'a>,
         ignore_index: Option<i64>,
         rows: usize,
         vocab: usize,
     ) -> Result<Self, Error> {
-        if targets.len() != rows {
-            return Err(Error::TargetCount { rows, targets: targets.len() });
+        if ids.len() != rows {
+            return Err(Error::TargetCount { rows, targets: ids.len() });
         }
-        let checked = TargetRows { targets, ignore_index };
+        let checked = TargetRows { ids, ignore_index };
         match (0..rows).find(|&row| checked.get(row).is_some_and(|class| class >= vocab)) {
-            Some(row) => Err(Error::TargetOutOfRange { row, target: targets.get(row), vocab }),
+            Some(row) => Err(Error::TargetOutOfRange { row, target: ids.get(row), vocab }),
             None => Ok(checked),
         }
     }
@@ -122,7 +216,7 @@ impl<'a> TargetRows<'a> {
     /// The class of a row, or `None` to ignore it.
     #[inline(always)]
     pub(crate) fn get(&self, row: usize) -> Option<usize> {
-        let id = self.targets.get(row);
+        let id = self.ids.get(row);
         // A negative id becomes `usize::MAX`, which is no class of any slice.
         (Some(id) != self.ignore_index.map(i128::from))
             .then(|| usize::try_from(id).unwrap_or(usize::MAX))
@@ -130,7 +224,118 @@ impl<'a> TargetRows<'a> {
 
     #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
     pub(crate) fn split_at(self, mid: usize) -> (Self, Self) {
-        let (a, b) = self.targets.split_at(mid);
-        (TargetRows { targets: a, ..self }, TargetRows { targets: b, ..self })
+        let (a, b) = self.ids.split_at(mid);
+        (TargetRows { ids: a, ..self }, TargetRows { ids: b, ..self })
+    }
+}
+
+/// Targets of any kind, checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AnyTargets<'a, R> {
+    Ids(TargetRows<'a>),
+    Dense { probs: &'a [R], vocab: usize },
+    Sparse { ids: Ids<'a>, probs: &'a [R], k: usize, ignored: Option<i64> },
+}
+
+/// The target of one row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RowTarget<'a, R> {
+    Ignored,
+    Class(usize),
+    Probs(Given<'a, R>),
+}
+
+impl<'a, R: Real> AnyTargets<'a, R> {
+    pub(crate) fn new(
+        targets: Targets<'a>,
+        ignore_index: Option<i64>,
+        rows: usize,
+        vocab: usize,
+    ) -> Result<Self, Error> {
+        let real = |what, floats: Floats<'a>| {
+            R::of(floats).ok_or(Error::Precision {
+                what,
+                needed: R::PRECISION,
+                given: floats.precision(),
+            })
+        };
+        let check_len = |what, len, expected| {
+            if len == expected { Ok(()) } else { Err(Error::InputLength { what, len, expected }) }
+        };
+        match targets {
+            Targets::Ids(ids) => {
+                TargetRows::new(ids, ignore_index, rows, vocab).map(AnyTargets::Ids)
+            }
+            Targets::Probs(probs) => {
+                if let Some(index) = ignore_index.filter(|&index| index >= 0) {
+                    return Err(Error::IgnoreIndexWithProbs { ignore_index: index });
+                }
+                // The product fits: it is at most rows * stride, which was checked.
+                check_len("target probabilities", probs.len(), rows * vocab)?;
+                Ok(AnyTargets::Dense { probs: real("target probabilities", probs)?, vocab })
+            }
+            Targets::Sparse(SparseProbs { ids, probs, k }) => {
+                let Some(expected) = rows.checked_mul(k) else {
+                    return Err(Error::Overflow { rows, elements: k });
+                };
+                check_len("sparse target ids", ids.len(), expected)?;
+                check_len("sparse target probabilities", probs.len(), expected)?;
+                let ignored = ignore_index.map(i128::from);
+                let wrong = |i: &usize| {
+                    let id = ids.get(*i);
+                    Some(id) != ignored && usize::try_from(id).map_or(true, |id| id >= vocab)
+                };
+                if let Some(i) = (0..expected).find(wrong) {
+                    return Err(Error::TargetOutOfRange { row: i / k, target: ids.get(i), vocab });
+                }
+                let probs = real("sparse target probabilities", probs)?;
+                Ok(AnyTargets::Sparse { ids, probs, k, ignored: ignore_index })
+            }
+        }
+    }
+
+    /// What a row counts in a mean: the weight of its class; `None` if it is ignored.
+    pub(crate) fn weight(&self, row: usize, weights: Option<&[R]>) -> Option<f64> {
+        match self.get(row) {
+            RowTarget::Ignored => None,
+            RowTarget::Class(class) => Some(weights.map_or(1.0, |weights| weights[class].into())),
+            RowTarget::Probs(_) => Some(1.0),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self, row: usize) -> RowTarget<'a, R> {
+        match *self {
+            AnyTargets::Ids(ids) => ids.get(row).map_or(RowTarget::Ignored, RowTarget::Class),
+            AnyTargets::Dense { probs, vocab } => {
+                RowTarget::Probs(Given::Dense(&probs[row * vocab..][..vocab]))
+            }
+            AnyTargets::Sparse { ids, probs, k, ignored } => RowTarget::Probs(Given::Sparse {
+                ids: ids.part(row * k, k),
+                probs: &probs[row * k..][..k],
+                ignored,
+            }),
+        }
+    }
+
+    #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
+    pub(crate) fn split_at(self, mid: usize) -> (Self, Self) {
+        match self {
+            AnyTargets::Ids(ids) => {
+                let (a, b) = ids.split_at(mid);
+                (AnyTargets::Ids(a), AnyTargets::Ids(b))
+            }
+            AnyTargets::Dense { probs, vocab } => {
+                let (a, b) = probs.split_at(mid * vocab);
+                (AnyTargets::Dense { probs: a, vocab }, AnyTargets::Dense { probs: b, vocab })
+            }
+            AnyTargets::Sparse { ids, probs, k, ignored } => {
+                let ((ids_a, ids_b), (a, b)) = (ids.split_at(mid * k), probs.split_at(mid * k));
+                (
+                    AnyTargets::Sparse { ids: ids_a, probs: a, k, ignored },
+                    AnyTargets::Sparse { ids: ids_b, probs: b, k, ignored },
+                )
+            }
+        }
     }
 }

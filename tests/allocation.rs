@@ -7,7 +7,9 @@ use common::{Rng, for_each_backend};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use xent::{CrossEntropy, Logits, RowOutputs, Softmax};
+use xent::{
+    CrossEntropy, Gradient, Logits, LogitsMut, RowOutputs, RowStats, Softmax, SparseProbs, Targets,
+};
 
 /// The system allocator, counting what is asked of it.
 struct Counting;
@@ -68,6 +70,53 @@ fn matrix(rows: usize, vocab: usize) -> (Vec<f32>, Vec<i64>) {
     (data, (0..rows).map(|_| rng.below(vocab) as i64).collect())
 }
 
+/// Every call that yields a gradient, with the kinds of targets and all options.
+fn for_each_training(
+    plain: &CrossEntropy,
+    data: &mut [f32],
+    rows: usize,
+    vocab: usize,
+    check: &mut dyn FnMut(&str, &mut dyn FnMut()),
+) {
+    let (weights, probs) = (vec![0.5_f32; vocab], vec![0.25_f32; rows * vocab]);
+    let (ids, token_weights) = (vec![0i64; 2 * rows], vec![2.0_f32; rows]);
+    let all = plain.clone().class_weights(&weights).token_weights(&token_weights);
+    let all = all.label_smoothing(0.1).z_loss(0.1).softcap(30.0).logit_scale(0.5).temperature(2.0);
+    let sparse = SparseProbs::new(&ids, &probs[..2 * rows], 2);
+    let mut stats = vec![RowStats::default(); rows];
+    let mut g = vec![0.0; rows * vocab];
+    for (kind, targets) in [
+        ("ids", Targets::from(&ids[..rows])),
+        ("probabilities", Targets::probs(&probs)),
+        ("sparse", sparse.into()),
+    ] {
+        for (options, ce) in [("plain", plain), ("all options", &all)] {
+            let mut check = |name: &str, call: &mut dyn FnMut()| {
+                check(&format!("{name}, {kind}, {options}"), call);
+            };
+            check("forward_backward", &mut || {
+                let logits = Logits::new(data, rows, vocab).unwrap();
+                let to = Gradient::new(LogitsMut::new(&mut g, rows, vocab).unwrap());
+                let outputs = RowOutputs::new().stats(&mut stats);
+                ce.forward_backward(logits, targets, to, outputs).unwrap();
+            });
+            check("saved", &mut || {
+                let logits = Logits::new(data, rows, vocab).unwrap();
+                let to = Gradient::new(LogitsMut::new(&mut g, rows, vocab).unwrap());
+                ce.backward(logits, targets, &stats, to.accumulate()).unwrap();
+            });
+            check("saved, in place", &mut || {
+                let logits = LogitsMut::new(data, rows, vocab).unwrap();
+                ce.backward_in_place(logits, targets, &stats, 1.0).unwrap();
+            });
+            check("in place", &mut || {
+                let logits = LogitsMut::new(data, rows, vocab).unwrap();
+                ce.forward_backward_in_place(logits, targets, 1.0, RowOutputs::new()).unwrap();
+            });
+        }
+    }
+}
+
 /// One test, so that no other allocates in between. Pools are its own, not the global one.
 #[test]
 fn calls_allocate_what_they_say() {
@@ -94,12 +143,15 @@ fn calls_allocate_what_they_say() {
             assert_eq!(n, 0, "softmax: {what}");
             let n = calls(|| softmax.logsumexp(logits, &mut losses).unwrap());
             assert_eq!(n, 0, "logsumexp: {what}");
-            let logits = xent::LogitsMut::new(&mut data, rows, vocab).unwrap();
+            let logits = LogitsMut::new(&mut data, rows, vocab).unwrap();
             let n = calls(|| softmax.log_softmax_in_place(logits).unwrap());
             assert_eq!(n, 0, "log_softmax_in_place: {what}");
+            for_each_training(&ce, &mut data, rows, vocab, &mut |name, call| {
+                assert_eq!(calls(call), 0, "{name}: {what}");
+            });
         }
 
-        // Large batches: what a pool needs for its own bookkeeping, and 16 to 32 bytes per row.
+        // Large batches: what a pool needs for its own bookkeeping, and 48 bytes per row.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
         let (rows, vocab) = (4000, 1000);
         let (data, targets) = matrix(rows, vocab);
@@ -112,11 +164,19 @@ fn calls_allocate_what_they_say() {
             assert!(n <= fixed, "{backend}: {n} bytes for {rows} rows");
             let n = bytes(|| _ = ce.forward(logits, &targets).unwrap());
             println!("{backend}: forward, {n} bytes");
-            assert!(n >= rows && n <= fixed + 16 * rows, "{backend}: {n} bytes for {rows} rows");
+            assert!(n >= rows && n <= fixed + 48 * rows, "{backend}: {n} bytes for {rows} rows");
             let mut p = vec![0.0; rows * vocab];
             let n = bytes(|| softmax.softmax(logits, &mut p).unwrap());
             println!("{backend}: softmax, {n} bytes");
             assert!(n <= fixed, "{backend}: {n} bytes for {rows} rows");
+            let rows = rows / 8;
+            let mut data = data[..rows * vocab].to_vec();
+            for_each_training(&ce, &mut data, rows, vocab, &mut |name, call| {
+                let n = bytes(call);
+                // Statistics are at hand: there is no loss to reduce.
+                let each = if name.contains("saved") { 0 } else { 48 };
+                assert!(n <= fixed + each * rows, "{backend}: {name}, {n} bytes for {rows} rows");
+            });
         });
     });
 

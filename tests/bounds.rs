@@ -5,7 +5,9 @@ mod common;
 
 use common::{Rng, for_each_backend, keys};
 use std::io;
-use xent::{Backend, CrossEntropy, Logits, LogitsMut, RowOutputs, Softmax};
+use xent::{
+    Backend, CrossEntropy, Gradient, Logits, LogitsMut, RowOutputs, RowStats, Softmax, Targets,
+};
 
 /// Pages of floats between two pages that fault.
 struct Guarded {
@@ -128,6 +130,117 @@ fn check(backend: Backend, memory: &mut [Guarded; 2], rows: usize, vocab: usize,
             .unwrap();
         assert!(keys(place) == want, "in place, log {log}: {}", what());
     }
+}
+
+/// Gradients at the edge, with the results they have elsewhere: every loop that there is.
+fn check_gradients(
+    backend: Backend,
+    memory: &mut [Guarded; 3],
+    rows: usize,
+    vocab: usize,
+    at_end: bool,
+) {
+    let mut rng = Rng::new(vocab as u64);
+    let data: Vec<f32> = (0..rows * vocab).map(|_| 3.0 * rng.normal()).collect();
+    let probs: Vec<f32> = (0..rows * vocab).map(|_| rng.unit() as f32).collect();
+    let ids: Vec<usize> = (0..rows).map(|_| rng.below(vocab)).collect();
+    let weights: Vec<f32> = (0..vocab).map(|_| rng.unit() as f32).collect();
+    let [input, output, others] = memory;
+    let plain = CrossEntropy::new().backend(backend);
+    let smooth = plain.clone().label_smoothing(0.1);
+    for (i, ce) in [plain.clone(), smooth.clone(), plain.clone().softcap(9.0), smooth.softcap(9.0)]
+        .into_iter()
+        .enumerate()
+    {
+        for with_probs in [false, true] {
+            let run = |data: &[f32], g: &mut [f32], probs: &[f32], weights: &[f32]| {
+                let ce = ce.clone();
+                let ce = if with_probs { ce } else { ce.class_weights(weights) };
+                let targets = || match with_probs {
+                    true => Targets::probs(probs),
+                    false => Targets::from(&ids),
+                };
+                let logits = Logits::new(data, rows, vocab).unwrap();
+                let mut stats = vec![RowStats::default(); rows];
+                let outputs = RowOutputs::new().stats(&mut stats);
+                let to = Gradient::new(LogitsMut::new(g, rows, vocab).unwrap());
+                ce.forward_backward(logits, targets(), to, outputs).unwrap();
+                let once = keys(g);
+                let to = Gradient::new(LogitsMut::new(g, rows, vocab).unwrap()).accumulate();
+                ce.backward(logits, targets(), &stats, to).unwrap();
+                let twice = keys(g);
+                g.copy_from_slice(data);
+                let in_place = LogitsMut::new(g, rows, vocab).unwrap();
+                ce.backward_in_place(in_place, targets(), &stats, 1.0).unwrap();
+                (once, twice, keys(g))
+            };
+            let zeros = vec![0.0; rows * vocab];
+            let want = run(&data, &mut zeros.clone(), &probs, &weights);
+            let (data, g) = (input.place(&data, at_end), output.place(&zeros, at_end));
+            let got = if with_probs {
+                run(data, g, others.place(&probs, at_end), &weights)
+            } else {
+                run(data, g, &probs, others.place(&weights, at_end))
+            };
+            assert!(got == want, "{backend}, options {i}, {rows} x {vocab}, at the end: {at_end}");
+        }
+    }
+}
+
+#[test]
+fn gradients_stay_within_their_slices() {
+    let sizes: Vec<usize> = (1..=70).chain(1020..1030).chain([2049, 32_769]).collect();
+    let mut memory = [2 * 32_769, 2 * 32_769, 2 * 32_769].map(Guarded::new);
+    for_each_backend(|backend| {
+        for &vocab in &sizes {
+            let rows = 1 + vocab % 2;
+            check_gradients(backend, &mut memory, rows, vocab, true);
+            check_gradients(backend, &mut memory, rows, vocab, false);
+        }
+    });
+}
+
+/// Rows to ignore may be where nobody can read: they are not looked at.
+#[test]
+fn ignored_rows_are_never_read() {
+    let mut memory = Guarded::new(1);
+    let vocab = memory.page / size_of::<f32>();
+    memory = Guarded::new(3 * vocab);
+    let mut rng = Rng::new(1);
+    let data: Vec<f32> = (0..3 * vocab).map(|_| rng.normal()).collect();
+    let protect = |page: *mut u8, access| {
+        // SAFETY: the second of the three pages of `memory`.
+        let rc = unsafe { libc::mprotect(page.cast(), vocab * size_of::<f32>(), access) };
+        assert_eq!(rc, 0, "{}", io::Error::last_os_error());
+    };
+    let middle = memory.start().wrapping_add(memory.page);
+    let start = memory.place(&data, true).as_ptr();
+    protect(middle, libc::PROT_NONE);
+    assert!(!can_be_read(middle));
+    // SAFETY: what `place` returned, of which no other slice is left.
+    let data = unsafe { std::slice::from_raw_parts(start, 3 * vocab) };
+    let logits = Logits::new(data, 3, vocab).unwrap();
+    let targets = [5i64, -100, 7];
+    for_each_backend(|backend| {
+        let plain = CrossEntropy::new().backend(backend);
+        for ce in [plain.clone(), plain.label_smoothing(0.1).softcap(9.0).z_loss(0.1)] {
+            let (mut losses, mut argmax) = ([7.0; 3], [7; 3]);
+            let mut stats = [RowStats::default(); 3];
+            ce.forward_into(logits, &targets, &mut losses).unwrap();
+            assert!(losses[1] == 0.0 && losses[0] > 0.0 && losses[2] > 0.0);
+            let outputs = RowOutputs::new().argmax(&mut argmax).stats(&mut stats);
+            let mut g = vec![7.0; 3 * vocab];
+            let to = Gradient::new(LogitsMut::new(&mut g, 3, vocab).unwrap());
+            ce.forward_backward(logits, &targets, to, outputs).unwrap();
+            assert_eq!(argmax[1], -1);
+            assert!(keys(&g[vocab..][..vocab]).iter().all(|&g| g == 0));
+            let before = keys(&g);
+            let to = Gradient::new(LogitsMut::new(&mut g, 3, vocab).unwrap()).upstream(0.0);
+            ce.backward(logits, &targets, &stats, to.accumulate()).unwrap();
+            assert!(keys(&g)[vocab..][..vocab] == before[vocab..][..vocab]);
+        }
+    });
+    protect(middle, libc::PROT_READ | libc::PROT_WRITE);
 }
 
 #[test]

@@ -2,20 +2,24 @@
 //! number of threads and every architecture has to reproduce `tests/digest.txt`.
 //!
 //! Nothing here is shared with the other tests, and nothing calls a function of the C library: the corpus
-//! must be the same bits everywhere and for good. An operation to come (gradients, an option, another
-//! element type) is one more function in [`OPERATIONS`] and one more line in the file.
+//! must be the same bits everywhere and for good. An operation to come (an option, another element type)
+//! is one more function in [`OPERATIONS`] and one more line in the file.
 
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::sync::LazyLock;
-use xent::{Backend, CrossEntropy, Logits, RowOutputs, Softmax};
+use xent::{
+    Backend, CrossEntropy, Element, Gradient, Logits, LogitsMut, RowOutputs, RowStats, Softmax,
+    Targets,
+};
 
 const EXPECTED: &str = include_str!("digest.txt");
 
 const THREADS: [usize; 4] = [1, 2, 3, 8];
 
 /// What is computed of every batch, and hashed under names of its own.
-const OPERATIONS: &[fn(Backend, &Batch, &mut Digests)] = &[corpus, evaluate, forward, softmax];
+const OPERATIONS: &[fn(Backend, &Batch, &mut Digests)] =
+    &[corpus, evaluate, forward, softmax, gradient, options, probabilities, double];
 
 /// The inputs: if this line differs and others do too, the corpus has changed and not the results.
 fn corpus(_: Backend, batch: &Batch, digests: &mut Digests) {
@@ -64,9 +68,99 @@ fn softmax(backend: Backend, batch: &Batch, digests: &mut Digests) {
     digests.add("logsumexp", bits(lse));
 }
 
+/// Losses, statistics and gradient of logits of any type.
+struct Trained<T: Element> {
+    losses: Vec<T::Real>,
+    stats: Vec<RowStats<T::Real>>,
+    gradient: Vec<T>,
+}
+
+fn train<'a, T: Element>(
+    ce: &CrossEntropy<'_>,
+    logits: Logits<'_, T>,
+    targets: impl Into<Targets<'a>>,
+) -> Trained<T> {
+    let (rows, vocab) = (logits.rows(), logits.vocab());
+    let mut trained = Trained {
+        losses: vec![T::Real::default(); rows],
+        stats: vec![RowStats::default(); rows],
+        gradient: vec![T::default(); rows * vocab],
+    };
+    let outputs = RowOutputs::new().losses(&mut trained.losses).stats(&mut trained.stats);
+    let to = Gradient::new(LogitsMut::new(&mut trained.gradient, rows, vocab).unwrap());
+    ce.forward_backward(logits, targets, to, outputs).unwrap();
+    trained
+}
+
+fn gradient(backend: Backend, batch: &Batch, digests: &mut Digests) {
+    let ce = CrossEntropy::new().backend(backend);
+    let Trained { losses, stats, mut gradient } = train(&ce, batch.view(), &batch.targets);
+    digests.add("gradient.losses", bits(&losses));
+    digests.add("gradient.stats", stats.iter().flat_map(|s| [s.hi, s.lo].map(f32_bits)));
+    digests.add("gradient", bits(&gradient));
+    let to = Gradient::new(LogitsMut::new(&mut gradient, batch.rows, batch.vocab).unwrap());
+    ce.backward(batch.view(), &batch.targets, &stats, to.upstream(0.75)).unwrap();
+    digests.add("backward", bits(&gradient));
+}
+
+/// One after the other, and then all.
+fn options(backend: Backend, batch: &Batch, digests: &mut Digests) {
+    let weights: Vec<f32> = (0..batch.vocab).map(|class| (class % 9) as f32 * 0.25).collect();
+    let token_weights: Vec<f32> = (0..batch.rows).map(|row| 1.5 - (row % 4) as f32 * 0.5).collect();
+    let ce = CrossEntropy::new().backend(backend);
+    let all = ce.clone().label_smoothing(0.125).class_weights(&weights).z_loss(0.25).softcap(20.0);
+    let ces = [
+        ("options.smoothing", ce.clone().label_smoothing(0.125)),
+        ("options.class_weights", ce.clone().class_weights(&weights)),
+        ("options.token_weights", ce.clone().token_weights(&token_weights)),
+        ("options.z_loss", ce.clone().z_loss(0.25)),
+        ("options.softcap", ce.clone().softcap(20.0)),
+        ("options.scale", ce.logit_scale(0.3).temperature(0.7)),
+        ("options.all", all.token_weights(&token_weights).logit_scale(0.3).temperature(0.7)),
+    ];
+    for (name, ce) in ces {
+        let Trained { losses, gradient, .. } = train(&ce, batch.view(), &batch.targets);
+        digests.add(name, bits(&losses));
+        digests.add(name, bits(&gradient));
+    }
+}
+
+fn probabilities(backend: Backend, batch: &Batch, digests: &mut Digests) {
+    let mut probs = vec![0.0; batch.logits.len()];
+    for (i, p) in probs.iter_mut().enumerate() {
+        *p = if i % 3 == 0 { 0.0 } else { (i % 17) as f32 / 64.0 };
+    }
+    let ce = CrossEntropy::new().backend(backend);
+    for (name, ce) in [("probs", ce.clone()), ("probs.smoothing", ce.label_smoothing(0.125))] {
+        let ce = ce.no_ignore_index();
+        let Trained { losses, gradient, .. } = train(&ce, batch.view(), Targets::probs(&probs));
+        digests.add(name, bits(&losses));
+        digests.add(name, bits(&gradient));
+    }
+}
+
+fn double(backend: Backend, batch: &Batch, digests: &mut Digests) {
+    // A third, so that not all digits are those of an `f32`.
+    let logits: Vec<f64> = batch.logits.iter().map(|&x| f64::from(x) / 3.0).collect();
+    let view = Logits::new(&logits, batch.rows, batch.vocab).unwrap();
+    let ce = CrossEntropy::new().backend(backend);
+    let smooth = ce.clone().label_smoothing(0.125).softcap(20.0);
+    for (name, ce) in [("f64", ce), ("f64.options", smooth)] {
+        let Trained { losses, gradient, .. } = train(&ce, view, &batch.targets);
+        digests.add(name, losses.iter().chain(&gradient).map(|&x| bits64(x)));
+    }
+    let mut p = vec![0.0; logits.len()];
+    Softmax::new().backend(backend).softmax(view, &mut p).unwrap();
+    digests.add("f64.softmax", p.iter().map(|&x| bits64(x)));
+}
+
 /// Every NaN is the same NaN: which one an operation returns is up to the processor.
 fn bits(values: &[f32]) -> impl Iterator<Item = u32> {
-    values.iter().map(|x| if x.is_nan() { 0x7fc0_0000 } else { x.to_bits() })
+    values.iter().copied().map(f32_bits)
+}
+
+fn f32_bits(x: f32) -> u32 {
+    if x.is_nan() { 0x7fc0_0000 } else { x.to_bits() }
 }
 
 fn bits64(x: f64) -> u64 {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Kind, Rng, for_each_backend, key64};
+use common::{Kind, Rng, for_each_backend, key64, property};
 use dashu_float::FBig;
 use dashu_float::round::mode::HalfEven;
 use proptest::prelude::*;
@@ -12,10 +12,55 @@ use std::sync::Mutex;
 use xent::internals::{self, EXP_F64_MAX_ULP, Place, ScaledExp, Subtract};
 use xent::reference::{self, Precise, ulp_error_f64};
 use xent::{Backend, reference::row_f64};
+use xent::{CrossEntropy, Logits, LogitsMut, RowOutputs, RowStats, Softmax};
 
 type Big = FBig<HalfEven, 2>;
 
 /// `x` with room for 200 bits.
+fn view(row: &[f64]) -> Logits<'_, f64> {
+    Logits::new(row, 1, row.len()).unwrap()
+}
+
+fn view_mut(row: &mut [f64]) -> LogitsMut<'_, f64> {
+    let vocab = row.len();
+    LogitsMut::new(row, 1, vocab).unwrap()
+}
+
+fn row_loss(backend: Backend, row: &[f64], target: usize) -> f64 {
+    let mut loss = [-1.0];
+    CrossEntropy::new().backend(backend).forward_into(view(row), &[target], &mut loss).unwrap();
+    loss[0]
+}
+
+/// The logsumexp as two numbers, on the way that a loss takes.
+fn row_lse(backend: Backend, row: &[f64], target: usize) -> (f64, f64) {
+    let mut stats = [RowStats::default()];
+    let outputs = RowOutputs::new().stats(&mut stats);
+    CrossEntropy::new().backend(backend).evaluate(view(row), &[target], outputs).unwrap();
+    (stats[0].hi, stats[0].lo)
+}
+
+fn row_argmax(backend: Backend, row: &[f64]) -> usize {
+    let mut argmax = [-1];
+    let outputs = RowOutputs::new().argmax(&mut argmax);
+    CrossEntropy::new().backend(backend).evaluate(view(row), &[0usize], outputs).unwrap();
+    argmax[0] as usize
+}
+
+fn logsumexp(backend: Backend, row: &[f64]) -> f64 {
+    let mut lse = [-1.0];
+    Softmax::new().backend(backend).logsumexp(view(row), &mut lse).unwrap();
+    lse[0]
+}
+
+fn softmax(backend: Backend, row: &mut [f64]) {
+    Softmax::new().backend(backend).softmax_in_place(view_mut(row)).unwrap();
+}
+
+fn log_softmax(backend: Backend, row: &mut [f64]) {
+    Softmax::new().backend(backend).log_softmax_in_place(view_mut(row)).unwrap();
+}
+
 fn big(x: f64) -> Big {
     Big::try_from(x).unwrap().with_precision(200).value()
 }
@@ -201,11 +246,11 @@ fn check_losses(cases: &[Case]) {
     for_each_backend(|backend| {
         let (loss, lse, alone) = (Worst::default(), Worst::default(), Worst::default());
         cases.par_iter().for_each(|Case { what, row, target, exact }| {
-            let got = internals::row_loss_f64(backend, row, *target).unwrap();
+            let got = row_loss(backend, row, *target);
             let at = || format!("{what}: {got:e} for {:e}", exact.loss.hi);
             loss.add(ulp_error_f64(got, exact.loss), at);
             // What counts is the error of e^(x - lse), in units of 2^-53.
-            let (hi, lo) = internals::row_lse_f64(backend, row, *target).unwrap();
+            let (hi, lo) = row_lse(backend, row, *target);
             let want = exact.logsumexp;
             if want.hi.is_finite() {
                 let at = || format!("{what}: {hi:e} + {lo:e} for {want:?}");
@@ -213,7 +258,7 @@ fn check_losses(cases: &[Case]) {
             } else {
                 assert_eq!(key64(hi), key64(want.hi), "{what}");
             }
-            let got = internals::logsumexp_f64(backend, row).unwrap();
+            let got = logsumexp(backend, row);
             // A logsumexp near 0 is the difference of larger numbers: there the same counts.
             let error = ulp_error_f64(got, want)
                 .min(apart(Precise { hi: got, lo: 0.0 }, want) * 2f64.powi(53));
@@ -246,17 +291,16 @@ fn special_values_are_those_of_the_oracle() {
             (&[f64::MIN, f64::MAX], inf, f64::MAX),
             (&[f64::MAX, f64::MIN], 0.0, f64::MAX),
         ] {
-            let got = internals::row_loss_f64(backend, row, 0).unwrap();
+            let got = row_loss(backend, row, 0);
             assert_eq!(key64(got), key64(loss), "{backend}: {row:?}");
-            let (hi, lo) = internals::row_lse_f64(backend, row, 0).unwrap();
+            let (hi, lo) = row_lse(backend, row, 0);
             assert_eq!((key64(hi), lo), (key64(lse), 0.0), "{backend}: {row:?}");
-            assert_eq!(key64(internals::logsumexp_f64(backend, row).unwrap()), key64(lse));
+            assert_eq!(key64(logsumexp(backend, row)), key64(lse));
             assert_eq!(key64(row_f64(row, 0).loss.hi), key64(loss), "oracle: {row:?}");
         }
-        assert_eq!(internals::logsumexp_f64(backend, &[]).unwrap(), -inf);
-        assert_eq!(internals::argmax_f64(backend, &[]).unwrap(), 0);
-        internals::softmax_f64(backend, &mut []).unwrap();
-        internals::log_softmax_f64(backend, &mut []).unwrap();
+        assert_eq!(logsumexp(backend, &[]), -inf);
+        softmax(backend, &mut []);
+        log_softmax(backend, &mut []);
     });
 }
 
@@ -298,8 +342,8 @@ fn softmax_and_log_softmax_of_all_kinds_of_rows() {
             (Worst::default(), Worst::default(), Worst::default());
         cases.par_iter().for_each(|case| {
             let (mut p, mut log_p) = (case.row.clone(), case.row.clone());
-            internals::softmax_f64(backend, &mut p).unwrap();
-            internals::log_softmax_f64(backend, &mut log_p).unwrap();
+            softmax(backend, &mut p);
+            log_softmax(backend, &mut log_p);
             let exact = reference::softmax_f64(&case.row);
             // Beside such a number the logarithm of a sum has the digits of one `f64`.
             let far = case.exact.logsumexp.hi.abs() > 1e14;
@@ -466,11 +510,11 @@ fn sums_are_rounded_once() {
 
 /// Every result of a row, as bits.
 fn bits(backend: Backend, row: &[f64], target: usize) -> Vec<u64> {
-    let (hi, lo) = internals::row_lse_f64(backend, row, target).unwrap();
+    let (hi, lo) = row_lse(backend, row, target);
     let mut p = row.to_vec();
-    internals::softmax_f64(backend, &mut p).unwrap();
+    softmax(backend, &mut p);
     let mut log_p = row.to_vec();
-    internals::log_softmax_f64(backend, &mut log_p).unwrap();
+    log_softmax(backend, &mut log_p);
     let terms = ScaledExp {
         a: 0.37,
         lse: (hi, lo),
@@ -480,11 +524,11 @@ fn bits(backend: Backend, row: &[f64], target: usize) -> Vec<u64> {
     let mut g = p.clone();
     internals::scaled_exp_f64(backend, &terms, Place::Add(row, &mut g, 0.3)).unwrap();
     let scalars = [
-        internals::row_loss_f64(backend, row, target).unwrap(),
+        row_loss(backend, row, target),
         hi,
         lo,
-        internals::logsumexp_f64(backend, row).unwrap(),
-        internals::argmax_f64(backend, row).unwrap() as f64,
+        logsumexp(backend, row),
+        row_argmax(backend, row) as f64,
         internals::sum_from_f64(backend, row, None, hi).unwrap(),
         internals::sum_from_f64(backend, row, Some(&p), row[0]).unwrap(),
     ];
@@ -502,7 +546,7 @@ fn vocab() -> impl Strategy<Value = usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(property(400))]
 
     #[test]
     fn backends_agree(seed: u64, vocab in vocab(), offset in 0..8_usize) {
@@ -510,7 +554,7 @@ proptest! {
         let row = row_of(Kind::any(&mut rng), &mut rng, vocab);
         let target = target_of(&mut rng, &row);
         let want = bits(Backend::Scalar, &row, target);
-        prop_assert_eq!(argmax(&row), internals::argmax_f64(Backend::Scalar, &row).unwrap());
+        prop_assert_eq!(argmax(&row), row_argmax(Backend::Scalar, &row));
         // Somewhere else in memory.
         let mut moved = vec![f64::NAN; offset];
         moved.extend(&row);

@@ -5,8 +5,8 @@ mod common;
 use common::{Kind, Rng, distance, keys, property};
 use proptest::prelude::*;
 use xent::{
-    Backend, CrossEntropy, EmptyMean, Error, Logits, LogitsMut, Reduction, RowOutputs, Softmax,
-    Targets, reference,
+    Backend, CrossEntropy, EmptyMean, Error, Floats, Gradient, Logits, LogitsMut, Reduction,
+    RowOutputs, RowStats, Softmax, SparseProbs, Targets, Upstream, reference,
 };
 
 /// What outputs hold before a call, to see whether they are written to.
@@ -140,7 +140,7 @@ struct Options {
 }
 
 impl Options {
-    fn cross_entropy(&self) -> CrossEntropy {
+    fn cross_entropy(&self) -> CrossEntropy<'static> {
         CrossEntropy::new()
             .ignore_index(self.ignore_index)
             .reduction(self.reduction)
@@ -322,20 +322,189 @@ proptest! {
     }
 }
 
+/// A number that an option may have, and whether it may.
+fn number(valid: Vec<f64>, invalid: Vec<f64>) -> impl Strategy<Value = (f64, bool)> {
+    let (valid, invalid) = (prop::sample::select(valid), prop::sample::select(invalid));
+    prop_oneof![
+        30 => valid.prop_map(|value| (value, true)),
+        1 => invalid.prop_map(|value| (value, false)),
+    ]
+}
+
+fn positive() -> impl Strategy<Value = (f64, bool)> {
+    let valid = vec![1.0, 1.0, 1.0, 0.5, 3.0, 50.0, 1e-37, 1e38];
+    number(valid, vec![0.0, -1.0, f64::NAN, f64::INFINITY, 1e-50, 1e50])
+}
+
+/// One of a few lengths around the right one, mostly that.
+fn length() -> impl Strategy<Value = i8> {
+    prop_oneof![30 => Just(0), 1 => Just(1), 1 => Just(-1)]
+}
+
+/// `values` of the right length and one that is off by `wrong`.
+fn values(rng: &mut Rng, len: usize, wrong: i8) -> Vec<f32> {
+    let any = [0.0, 1.0, 0.5, 2.0, -1.0, 1e-30, f32::INFINITY, f32::NAN, 1e30];
+    let any = &any[..3 + rng.below(7)];
+    (0..len.saturating_add_signed(wrong.into())).map(|_| rng.pick(any)).collect()
+}
+
+proptest! {
+    #![proptest_config(property(4000))]
+
+    #[test]
+    fn training_answers_or_refuses(
+        seed: u64,
+        (rows, vocab) in (0..5_usize, prop_oneof![1 => Just(0), 9 => 1..70_usize]),
+        options in options(),
+        (smoothing, z_loss) in (
+            number(vec![0.0, 0.1, 1.0], vec![-0.1, 1.1, f64::NAN]),
+            number(vec![0.0, 1e-4, 1e30], vec![-1.0, f64::NAN, f64::INFINITY]),
+        ),
+        (scale, temperature, cap) in (positive(), positive(), prop::option::of(positive())),
+        kind in 0..3_usize,
+        (weighted, token_weighted, each, all, double) in
+            (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), prop::bool::weighted(0.03)),
+        lengths in prop::collection::vec(length(), 6),
+        (gradient_rows, gradient_vocab) in (length(), length()),
+        k in prop_oneof![20 => 0..5_usize, 1 => Just(usize::MAX)],
+        valid_ids in prop::bool::weighted(0.9),
+    ) {
+        let mut rng = Rng::new(seed);
+        let data = Kind::any(&mut rng).row(&mut rng, rows * vocab);
+        let logits = Logits::new(&data, rows, vocab).unwrap();
+        let weights = values(&mut rng, vocab, lengths[0]);
+        let weights_f64: Vec<f64> = weights.iter().map(|&w| w.into()).collect();
+        let token_weights = values(&mut rng, rows, lengths[1]);
+        let upstream = values(&mut rng, rows, lengths[2]);
+        let stats = vec![RowStats::default(); rows.saturating_add_signed(lengths[3].into())];
+        let huge = k > 5;
+        let len = match kind {
+            0 => rows,
+            1 => rows * vocab,
+            _ => rows * k.min(5),
+        };
+        let mut id = |_| match valid_ids && vocab > 0 {
+            true => rng.below(vocab) as i64,
+            false => rng.pick(&[options.ignore_index, -1, vocab as i64, i64::MIN, 0]),
+        };
+        let len_of_ids = len.saturating_add_signed(lengths[4].into());
+        let ids: Vec<i64> = (0..len_of_ids).map(&mut id).collect();
+        let probs = values(&mut rng, len, lengths[5]);
+        let targets = match kind {
+            0 => Targets::from(&ids),
+            1 => Targets::probs(&probs),
+            _ => SparseProbs::new(&ids, &probs, k).into(),
+        };
+        let mut ce = options
+            .cross_entropy()
+            .label_smoothing(smoothing.0)
+            .z_loss(z_loss.0)
+            .logit_scale(scale.0)
+            .temperature(temperature.0);
+        if let Some((cap, _)) = cap {
+            ce = if all { ce.softcap_of_all(cap) } else { ce.softcap(cap) };
+        }
+        if weighted {
+            let single = Floats::from(&weights);
+            ce = ce.class_weights(if double { Floats::from(&weights_f64) } else { single });
+        }
+        if token_weighted {
+            ce = ce.token_weights(&token_weights);
+        }
+
+        // What is expected, from the documentation.
+        let kept = |id: &&i64| **id != options.ignore_index;
+        let in_range = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < vocab);
+        let ids_fit = ids.iter().filter(kept).all(in_range);
+        let targets_fit = match kind {
+            0 => ids.len() == rows && ids_fit,
+            _ if vocab == 0 && rows > 0 => false,
+            1 => probs.len() == len && options.ignore_index < 0,
+            _ => {
+                let fits = if huge { rows == 0 } else { true };
+                fits && ids.len() == len && probs.len() == len && ids_fit
+            }
+        };
+        let numbers = [smoothing, z_loss, scale, temperature, cap.unwrap_or((1.0, true))];
+        let valid = targets_fit
+            && options.reduction_is_valid
+            && options.backend.is_available()
+            && numbers.iter().all(|(_, valid)| *valid)
+            && (!weighted || weights.len() == vocab && !double)
+            && (!token_weighted || token_weights.len() == rows);
+        let shape_fits = gradient_rows == 0 && gradient_vocab == 0;
+        let upstream_fits = !each || upstream.len() == rows;
+        let shape = [
+            rows.saturating_add_signed(gradient_rows.into()),
+            vocab.saturating_add_signed(gradient_vocab.into()),
+        ];
+        let shape_fits = shape_fits || shape == [rows, vocab];
+        let upstream = || if each { Upstream::rows(&upstream) } else { 0.5.into() };
+
+        let mut g = vec![UNTOUCHED; shape[0] * shape[1]];
+        let mut losses = vec![UNTOUCHED; rows];
+        let outputs = RowOutputs::new().losses(&mut losses).count_correct();
+        let to = Gradient::new(LogitsMut::new(&mut g, shape[0], shape[1]).unwrap());
+        let result = ce.forward_backward(logits, targets, to.upstream(upstream()), outputs);
+        prop_assert_eq!(result.is_ok(), valid && shape_fits && upstream_fits, "{:?}", result);
+        if result.is_err() {
+            prop_assert!(g.iter().chain(&losses).all(|&x| x == UNTOUCHED));
+        }
+        let once = std::mem::take(&mut g);
+
+        let mut g = vec![UNTOUCHED; shape[0] * shape[1]];
+        let to = Gradient::new(LogitsMut::new(&mut g, shape[0], shape[1]).unwrap());
+        let saved = ce.backward(logits, targets, &stats, to.upstream(upstream()));
+        let stats_fit = stats.len() == rows;
+        prop_assert_eq!(saved.is_ok(), valid && shape_fits && upstream_fits && stats_fit, "{:?}", saved);
+        if saved.is_err() {
+            prop_assert!(g.iter().all(|&x| x == UNTOUCHED));
+        }
+
+        let mut place = data.clone();
+        let to = LogitsMut::new(&mut place, rows, vocab).unwrap();
+        let in_place = ce.forward_backward_in_place(to, targets, upstream(), RowOutputs::new());
+        prop_assert_eq!(in_place.is_ok(), valid && upstream_fits, "{:?}", in_place);
+        if in_place.is_err() {
+            prop_assert_eq!(keys(&place), keys(&data));
+        } else if result.is_ok() {
+            prop_assert_eq!(keys(&place), keys(&once));
+        }
+        let mut place = data.clone();
+        let to = LogitsMut::new(&mut place, rows, vocab).unwrap();
+        let in_place = ce.backward_in_place(to, targets, &stats, upstream());
+        prop_assert_eq!(in_place.is_ok(), valid && upstream_fits && stats_fit);
+
+        let forward = ce.forward(logits, targets);
+        prop_assert_eq!(forward.is_ok(), valid, "{:?}", forward);
+        prop_assert_eq!(ce.forward_into(logits, targets, &mut losses).is_ok(), valid);
+    }
+}
+
 /// As many rows as can be counted, of nothing: there is nothing to do, and that takes no time.
 #[test]
 fn empty_rows_beyond_number() {
     for &backend in Backend::available() {
         for rows in [usize::MAX, 1 << 40] {
             let softmax = Softmax::new().backend(backend);
-            let logits = Logits::new(&[], rows, 0).unwrap();
+            let logits = Logits::<f32>::new(&[], rows, 0).unwrap();
             assert_eq!(softmax.softmax(logits, &mut []), Ok(()));
             assert_eq!(softmax.log_softmax(logits, &mut []), Ok(()));
-            assert_eq!(softmax.softmax_in_place(LogitsMut::new(&mut [], rows, 0).unwrap()), Ok(()));
+            assert_eq!(
+                softmax.softmax_in_place(LogitsMut::<f32>::new(&mut [], rows, 0).unwrap()),
+                Ok(())
+            );
             let wanted = Error::OutputLength { output: "logsumexp", len: 1, expected: rows };
             assert_eq!(softmax.logsumexp(logits, &mut [0.0]), Err(wanted));
             let wanted = Error::TargetCount { rows, targets: 1 };
-            assert_eq!(CrossEntropy::new().forward(logits, &[0i64]), Err(wanted));
+            let ce = CrossEntropy::new().backend(backend);
+            assert_eq!(ce.forward(logits, &[0i64]), Err(wanted));
+            let wanted = Error::NoClasses { rows };
+            let probs: &[f32] = &[];
+            assert_eq!(ce.forward(logits, Targets::probs(probs)), Err(wanted.clone()));
+            let place = LogitsMut::<f32>::new(&mut [], rows, 0).unwrap();
+            let result = ce.backward_in_place(place, Targets::probs(probs), &[], 1.0);
+            assert_eq!(result, Err(wanted));
         }
     }
 }

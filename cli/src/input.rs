@@ -68,9 +68,9 @@ impl Ids<'_> {
     /// Those of a range of rows.
     pub(crate) fn targets(&self, rows: Range<usize>) -> Targets<'_> {
         match self {
-            Ids::I64(ids) => Targets::I64(&ids[rows]),
-            Ids::I32(ids) => Targets::I32(&ids[rows]),
-            Ids::U32(ids) => Targets::U32(&ids[rows]),
+            Ids::I64(ids) => ids[rows].into(),
+            Ids::I32(ids) => ids[rows].into(),
+            Ids::U32(ids) => ids[rows].into(),
         }
     }
 

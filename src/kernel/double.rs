@@ -8,5 +8,4 @@ pub(crate) mod grad;
 pub(crate) mod scan;
 pub(crate) mod softmax;
 pub(crate) mod sum;
-
-pub(crate) use sum::row;
+pub(crate) mod train;

@@ -2,25 +2,48 @@
 
 use super::sum::{self, RowSum};
 use crate::logits::Logits;
-use crate::math;
 use crate::rows::RowSlices;
 use crate::simd::Simd;
 use crate::targets::TargetRows;
 
 /// What one row yields.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Row {
-    /// Negative log-probability of the target, before it is rounded to `f32`.
+    /// The loss before it is rounded: weighted and smoothed, without the z-loss.
     pub(crate) loss: f64,
+    /// Negative log-probability of the target.
+    pub(crate) nll: f64,
+    pub(crate) z_loss: f64,
+    /// What the row counts in a mean: weights of its class and of itself, and of itself only.
+    pub(crate) weight: f64,
+    pub(crate) token_weight: f64,
     pub(crate) kept: bool,
     pub(crate) correct: bool,
+}
+
+impl Row {
+    pub(crate) const IGNORED: Row = Row {
+        loss: 0.0,
+        nll: 0.0,
+        z_loss: 0.0,
+        weight: 0.0,
+        token_weight: 0.0,
+        kept: false,
+        correct: false,
+    };
+
+    /// A row without any options.
+    #[inline(always)]
+    pub(crate) fn plain(nll: f64, correct: bool) -> Row {
+        Row { loss: nll, nll, z_loss: 0.0, weight: 1.0, token_weight: 1.0, kept: true, correct }
+    }
 }
 
 /// A group of rows and where their results go.
 pub(crate) struct Job<'a> {
     pub(crate) logits: Logits<'a>,
     pub(crate) targets: TargetRows<'a>,
-    pub(crate) out: RowSlices<'a>,
+    pub(crate) out: RowSlices<'a, f32>,
 }
 
 /// One row, target in range. `ARGMAX` costs one more maximum per vector and a look at one block.
@@ -64,30 +87,18 @@ pub(crate) fn run<S: Simd, const ARGMAX: bool>(s: S, job: &mut Job<'_>) {
     for i in 0..job.logits.rows() {
         let Some(target) = job.targets.get(i) else {
             // An ignored row is never read: it may hold anything.
-            out.write(i, Row::default(), 0.0, -1);
+            out.write_ignored(i, |x| x as f32);
             continue;
         };
         let logits = job.logits.row(i);
         let (row, loss) = row::<S, ARGMAX>(s, logits, target);
-        let x = f64::from(logits[target]);
-        // +inf and NaN among the others decide alone; a target of -inf adds nothing to them.
-        let lse = if !out.wants_logsumexp() {
-            0.0
-        } else if x.is_nan() {
-            x
-        } else if row.sum.is_poisoned() || x == f64::NEG_INFINITY {
-            row.sum.ln::<S>()
-        } else if x == f64::INFINITY {
-            x
-        } else if loss < 1.0 {
-            x + loss
+        let lse = if out.wants_logsumexp() {
+            row.sum.lse_with::<S>(logits[target], loss).value()
         } else {
-            // A target far below the others would cancel in `x + loss`.
-            let others = row.sum.ln::<S>();
-            others + math::ln_1p(math::exp(x - others))
+            0.0
         };
         let best = if ARGMAX { argmax(logits, &row, target) } else { 0 };
-        let row = Row { loss, kept: true, correct: ARGMAX && best == target };
-        out.write(i, row, lse, best as i64);
+        let row = Row::plain(loss, ARGMAX && best == target);
+        out.write(i, row, lse, best as i64, |x| x as f32);
     }
 }

@@ -20,3 +20,17 @@ pub(crate) fn run<S: Simd>(s: S, values: &[f32]) -> f32 {
     }
     vectors.as_flattened().iter().chain(rest).fold(all, |all, &x| if x > all { x } else { all })
 }
+
+/// Every element times `factor`, in place: the limit of kernels that overwrite their input.
+#[inline(always)]
+pub(crate) fn rewrite<S: Simd>(s: S, values: &mut [f32], factor: f32) {
+    let factor_v = s.splat(factor);
+    let (vectors, rest) = values.as_chunks_mut::<LANES>();
+    for lanes in vectors {
+        let product = s.mul(s.load(lanes), factor_v);
+        s.store(lanes, product);
+    }
+    for x in rest {
+        *x *= factor;
+    }
+}

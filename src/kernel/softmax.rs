@@ -2,21 +2,22 @@
 
 use super::exp::{Map, Scale, map_lanes};
 use super::sum;
+use crate::Element;
 use crate::logits::{Logits, LogitsMut};
 use crate::math;
 use crate::simd::Simd;
 use std::f64::consts::LN_2;
 
 /// Rows to transform in place, after copying `src` over them if there is one.
-pub(crate) struct Job<'a> {
-    pub(crate) src: Option<Logits<'a>>,
-    pub(crate) dst: LogitsMut<'a>,
+pub(crate) struct Job<'a, T> {
+    pub(crate) src: Option<Logits<'a, T>>,
+    pub(crate) dst: LogitsMut<'a, T>,
 }
 
 /// Rows to reduce to one number each.
-pub(crate) struct LogSumExpJob<'a> {
-    pub(crate) logits: Logits<'a>,
-    pub(crate) out: &'a mut [f32],
+pub(crate) struct LogSumExpJob<'a, T: Element> {
+    pub(crate) logits: Logits<'a, T>,
+    pub(crate) out: &'a mut [T::Real],
 }
 
 /// `x` as the sum of two `f32`.
@@ -91,24 +92,46 @@ impl<S: Simd> Map<S> for LogProbability<S> {
     }
 }
 
+/// What becomes of a row of one element type.
+pub(crate) trait SoftmaxRow<S: Simd>: Element {
+    fn softmax(s: S, row: &mut [Self]);
+    fn log_softmax(s: S, row: &mut [Self]);
+    fn logsumexp(s: S, row: &[Self]) -> Self::Real;
+}
+
+impl<S: Simd> SoftmaxRow<S> for f32 {
+    #[inline(always)]
+    fn softmax(s: S, row: &mut [f32]) {
+        softmax_row(s, row);
+    }
+    #[inline(always)]
+    fn log_softmax(s: S, row: &mut [f32]) {
+        log_softmax_row(s, row);
+    }
+    #[inline(always)]
+    fn logsumexp(s: S, row: &[f32]) -> f32 {
+        sum::row::<S, false>(s, row, None).sum.ln::<S>() as f32
+    }
+}
+
 #[inline(always)]
-pub(crate) fn run<S: Simd, const LOG: bool>(s: S, job: &mut Job<'_>) {
+pub(crate) fn run<S: Simd, T: SoftmaxRow<S>, const LOG: bool>(s: S, job: &mut Job<'_, T>) {
     for i in 0..job.dst.rows() {
         let row = job.dst.row_mut(i);
         if let Some(src) = &job.src {
             row.copy_from_slice(src.row(i));
         }
         if LOG {
-            log_softmax_row(s, row);
+            SoftmaxRow::log_softmax(s, row);
         } else {
-            softmax_row(s, row);
+            SoftmaxRow::softmax(s, row);
         }
     }
 }
 
 #[inline(always)]
-pub(crate) fn run_logsumexp<S: Simd>(s: S, job: &mut LogSumExpJob<'_>) {
+pub(crate) fn run_logsumexp<S: Simd, T: SoftmaxRow<S>>(s: S, job: &mut LogSumExpJob<'_, T>) {
     for (i, out) in job.out.iter_mut().enumerate() {
-        *out = sum::row::<S, false>(s, job.logits.row(i), None).sum.ln::<S>() as f32;
+        *out = SoftmaxRow::logsumexp(s, job.logits.row(i));
     }
 }

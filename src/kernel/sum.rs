@@ -4,6 +4,7 @@
 //! four vectors. A chunk has one reference exponent; its statistics are merged in order.
 
 use super::exp::{self, Parts, Scale};
+use super::transform::{Staged, Transform, stage};
 use crate::math;
 use crate::simd::{LANES, Lanes, Simd};
 use std::f64::consts::LN_2;
@@ -36,17 +37,14 @@ struct Steps<'a> {
 impl<'a> Steps<'a> {
     #[inline(always)]
     fn new(row: &'a [f32], skip: Option<usize>) -> Self {
-        let (vectors, _) = row.as_chunks::<LANES>();
-        let (whole, _) = vectors.as_chunks::<4>();
+        let (whole, rest) = as_steps(row);
         let mut steps = Steps {
             whole,
-            tail: [[f32::NEG_INFINITY; LANES]; 4],
+            tail: padded(rest, f32::NEG_INFINITY),
             patch: [[f32::NEG_INFINITY; LANES]; 4],
             patched: usize::MAX,
             len: row.len().div_ceil(STEP),
         };
-        let rest = &row[whole.len() * STEP..];
-        steps.tail.as_flattened_mut()[..rest.len()].copy_from_slice(rest);
         if let Some(class) = skip {
             steps.patch = *steps.get(class / STEP);
             steps.patch.as_flattened_mut()[class % STEP] = f32::NEG_INFINITY;
@@ -148,6 +146,22 @@ pub(crate) struct ExpSum {
     /// A NaN or +inf was seen where it does not show in `sum`.
     pub(crate) nan: bool,
     pub(crate) inf: bool,
+}
+
+/// A logsumexp as a sum of two numbers. The first is an `f32`, or for `f64` logits an `f64`, and other than 0
+/// where logits are so large that adding the second to it would lose digits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Lse {
+    pub(crate) hi: f64,
+    pub(crate) lo: f64,
+}
+
+impl Lse {
+    /// NaN for rows with a NaN, infinite for rows with +inf or nothing but -inf.
+    #[inline(always)]
+    pub(crate) fn value(self) -> f64 {
+        self.hi + self.lo
+    }
 }
 
 /// A sum in three parts, and the union of the bits of all `z`.
@@ -432,6 +446,31 @@ impl ExpSum {
         }
     }
 
+    /// `ln(sum(e^x))` over these classes and the target, whose loss among them is `loss`.
+    #[inline(always)]
+    pub(crate) fn lse_with<S: Simd>(&self, target: f32, loss: f64) -> Lse {
+        let x = f64::from(target);
+        if self.is_poisoned() || !x.is_finite() {
+            // NaN and +inf among the others decide alone; a target of -inf adds nothing to them.
+            let alone = x.is_nan() || !self.is_poisoned() && x == f64::INFINITY;
+            return if alone { Lse { hi: 0.0, lo: x } } else { self.lse::<S>() };
+        }
+        if loss < 1.0 {
+            return Lse { hi: x, lo: loss };
+        }
+        // A target far below the others would cancel in `x + loss`.
+        let others = self.lse::<S>();
+        let gap = (x - others.hi) - others.lo;
+        Lse { lo: others.lo + math::ln_1p(math::exp(gap)), ..others }
+    }
+
+    /// As [`ExpSum::ln`], in two parts.
+    #[inline(always)]
+    pub(crate) fn lse<S: Simd>(&self) -> Lse {
+        let lo = self.ln_from_origin::<S>();
+        Lse { hi: if lo.is_finite() { f64::from(self.origin) } else { 0.0 }, lo }
+    }
+
     /// `ln(1 + sum(e^(x - target)))`, the loss of a row whose other classes were summed.
     ///
     /// The target never enters a sum, so that the loss of a confident row keeps all its digits.
@@ -448,6 +487,116 @@ impl ExpSum {
     }
 }
 
+/// Something else to learn from each block while it is in the first-level cache.
+///
+/// A separate loop over the block: the one over the exponentials stays as it is.
+pub(crate) trait Extra<S: Simd> {
+    /// `block` are the elements from `start` of the row, the one to leave out among them.
+    fn block(&mut self, s: S, block: &[f32], start: usize);
+}
+
+impl<S: Simd, E: Extra<S>> Extra<S> for Option<E> {
+    #[inline(always)]
+    fn block(&mut self, s: S, block: &[f32], start: usize) {
+        if let Some(extra) = self {
+            extra.block(s, block, start);
+        }
+    }
+}
+
+/// Nothing else.
+impl<S: Simd> Extra<S> for () {
+    #[inline(always)]
+    fn block(&mut self, _: S, _: &[f32], _: usize) {}
+}
+
+/// `sum(x - from)`, or with weights `sum(w (x - from))`: of differences, as logits may be large and close
+/// to each other.
+pub(crate) struct Differences<'a, S: Simd> {
+    from: f32,
+    weights: Option<&'a [f32]>,
+    sums: S::Wide,
+}
+
+impl<'a, S: Simd> Differences<'a, S> {
+    #[inline(always)]
+    pub(crate) fn new(s: S, from: f32, weights: Option<&'a [f32]>) -> Self {
+        Differences { from, weights, sums: s.wide_zero() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn sum(&self, s: S) -> f64 {
+        s.wide_sum(self.sums)
+    }
+
+    /// Two sums, of every other pair of vectors. In the same order as with weights: weights of 1 change no
+    /// bit.
+    #[inline(always)]
+    fn step(&self, s: S, (ab, cd): (S::V, S::V), step: &Step) -> (S::V, S::V) {
+        let from = s.splat(self.from);
+        let ab = s.add(ab, s.sub(s.load(&step[0]), from));
+        let cd = s.add(cd, s.sub(s.load(&step[2]), from));
+        let ab = s.add(ab, s.sub(s.load(&step[1]), from));
+        let cd = s.add(cd, s.sub(s.load(&step[3]), from));
+        (ab, cd)
+    }
+
+    #[inline(always)]
+    fn weighted_step(&self, s: S, (ab, cd): (S::V, S::V), step: &Step, w: &Step) -> (S::V, S::V) {
+        let from = s.splat(self.from);
+        let ab = s.mul_add(s.load(&w[0]), s.sub(s.load(&step[0]), from), ab);
+        let cd = s.mul_add(s.load(&w[2]), s.sub(s.load(&step[2]), from), cd);
+        let ab = s.mul_add(s.load(&w[1]), s.sub(s.load(&step[1]), from), ab);
+        let cd = s.mul_add(s.load(&w[3]), s.sub(s.load(&step[3]), from), cd);
+        (ab, cd)
+    }
+}
+
+impl<S: Simd> Extra<S> for Differences<'_, S> {
+    #[inline(always)]
+    fn block(&mut self, s: S, block: &[f32], start: usize) {
+        let mut sums = (s.splat(0.0), s.splat(0.0));
+        let (steps, rest) = as_steps(block);
+        match self.weights {
+            None => {
+                for step in steps {
+                    sums = self.step(s, sums, step);
+                }
+                if !rest.is_empty() {
+                    sums = self.step(s, sums, &padded(rest, self.from));
+                }
+            }
+            Some(weights) => {
+                let (weights, weights_rest) = as_steps(&weights[start..][..block.len()]);
+                for (step, w) in steps.iter().zip(weights) {
+                    sums = self.weighted_step(s, sums, step, w);
+                }
+                if !rest.is_empty() {
+                    let w = padded(weights_rest, 0.0);
+                    sums = self.weighted_step(s, sums, &padded(rest, self.from), &w);
+                }
+            }
+        }
+        self.sums = s.wide_add(self.sums, s.add(sums.0, sums.1));
+    }
+}
+
+/// Whole steps, and what is left.
+#[inline(always)]
+pub(crate) fn as_steps(elements: &[f32]) -> (&[Step], &[f32]) {
+    let (vectors, _) = elements.as_chunks::<LANES>();
+    let (steps, _) = vectors.as_chunks::<4>();
+    (steps, &elements[steps.len() * STEP..])
+}
+
+/// Less than a step, filled up with `fill`.
+#[inline(always)]
+pub(crate) fn padded(elements: &[f32], fill: f32) -> Step {
+    let mut step = [[fill; LANES]; 4];
+    step.as_flattened_mut()[..elements.len()].copy_from_slice(elements);
+    step
+}
+
 /// What one read of a row yields.
 pub(crate) struct RowSum {
     /// Over all classes but one.
@@ -461,6 +610,17 @@ pub(crate) struct RowSum {
 /// Reads a row once. Class `skip` is left out; `MAX` finds the largest element too.
 #[inline(always)]
 pub(crate) fn row<S: Simd, const MAX: bool>(s: S, row: &[f32], skip: Option<usize>) -> RowSum {
+    row_and::<S, MAX>(s, row, skip, &mut ())
+}
+
+/// As [`row`], and shows every block to `extra`.
+#[inline(always)]
+pub(crate) fn row_and<S: Simd, const MAX: bool>(
+    s: S,
+    row: &[f32],
+    skip: Option<usize>,
+    extra: &mut impl Extra<S>,
+) -> RowSum {
     let steps = Steps::new(row, skip);
     let mut out = RowSum { sum: ExpSum::EMPTY, max: f32::NEG_INFINITY, max_block: 0 };
     for chunk in ranges(0..steps.len, CHUNK / STEP) {
@@ -468,8 +628,10 @@ pub(crate) fn row<S: Simd, const MAX: bool>(s: S, row: &[f32], skip: Option<usiz
         let mut sum = ChunkSum::new(s);
         for block in ranges(chunk, BLOCK / STEP) {
             sum.add_block::<MAX>(&steps, block.clone());
+            let start = block.start * STEP;
+            extra.block(s, &row[start..row.len().min(block.end * STEP)], start);
             if MAX && sum.max > out.max {
-                (out.max, out.max_block) = (sum.max, block.start * STEP);
+                (out.max, out.max_block) = (sum.max, start);
             }
         }
         let sum = sum.finish();
@@ -478,8 +640,43 @@ pub(crate) fn row<S: Simd, const MAX: bool>(s: S, row: &[f32], skip: Option<usiz
     out
 }
 
+/// As [`row_and`] for the transformed elements of a row, which are staged block by block.
+#[inline(always)]
+pub(crate) fn transformed_row_and<S: Simd>(
+    s: S,
+    row: &[f32],
+    skip: Option<usize>,
+    transform: &Transform,
+    extra: &mut impl Extra<S>,
+) -> ExpSum {
+    let mut out = ExpSum::EMPTY;
+    let mut staged = Staged([0.0; BLOCK]);
+    for chunk in ranges(0..row.len(), CHUNK) {
+        let first = chunk.start == 0;
+        let mut sum = ChunkSum::new(s);
+        for block in ranges(chunk, BLOCK) {
+            let start = block.start;
+            for line in row[block.clone()].chunks(LANES) {
+                s.prefetch(line.as_ptr().wrapping_add(PREFETCH));
+            }
+            stage(s, transform, &row[block.clone()], &mut staged.0, None);
+            extra.block(s, &staged.0[..block.len()], start);
+            // No transform of -inf is needed where there is no class.
+            staged.0[block.len()..].fill(f32::NEG_INFINITY);
+            if let Some(class) = skip.filter(|class| block.contains(class)) {
+                staged.0[class - start] = f32::NEG_INFINITY;
+            }
+            let steps = Steps::new(&staged.0, None);
+            sum.add_block::<false>(&steps, 0..block.len().div_ceil(STEP));
+        }
+        let sum = sum.finish();
+        out = if first { sum } else { out.merge::<S>(&sum) };
+    }
+    out
+}
+
 /// A range cut into pieces of `len`, the last one shorter.
-fn ranges(all: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn ranges(all: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
     all.clone().step_by(len).map(move |start| start..(start + len).min(all.end))
 }
 

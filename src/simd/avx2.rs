@@ -51,6 +51,18 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn stream(self, dst: &mut Lanes, v: Pair) {
+        let at = dst.as_mut_ptr();
+        if at.addr().is_multiple_of(64) {
+            unsafe {
+                _mm256_stream_ps(at, v[0]);
+                _mm256_stream_ps(at.add(8), v[1]);
+            }
+        } else {
+            self.store(dst, v);
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, at: *const f32) {
         // Never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
@@ -70,6 +82,10 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn mul(self, a: Pair, b: Pair) -> Pair {
         halves!(_mm256_mul_ps, a, b)
+    }
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_div_ps, a, b)
     }
     #[inline(always)]
     fn mul_add(self, a: Pair, b: Pair, c: Pair) -> Pair {
@@ -93,6 +109,39 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn min(self, a: Pair, b: Pair) -> Pair {
         halves!(_mm256_min_ps, a, b)
+    }
+    #[inline(always)]
+    fn neg_abs(self, v: Pair) -> Pair {
+        let sign = self.splat(-0.0);
+        halves!(_mm256_or_ps, v, sign)
+    }
+    #[inline(always)]
+    fn copy_sign(self, a: Pair, b: Pair) -> Pair {
+        let sign = self.splat(-0.0);
+        let a = halves!(_mm256_andnot_ps, sign, a);
+        let b = halves!(_mm256_and_ps, sign, b);
+        halves!(_mm256_or_ps, a, b)
+    }
+    #[inline(always)]
+    fn where_finite(self, x: Pair, y: Pair) -> Pair {
+        let (low, v) = (self.splat(f32::NEG_INFINITY), self.neg_abs(x));
+        // False for NaN.
+        let finite = unsafe {
+            [_mm256_cmp_ps::<_CMP_GT_OQ>(v[0], low[0]), _mm256_cmp_ps::<_CMP_GT_OQ>(v[1], low[1])]
+        };
+        halves!(_mm256_blendv_ps, x, y, finite)
+    }
+    #[inline(always)]
+    fn mul_nonzero(self, a: Pair, b: Pair) -> Pair {
+        let (zero, product) = (self.splat(0.0), self.mul(a, b));
+        // True for NaN.
+        let nonzero = unsafe {
+            [
+                _mm256_cmp_ps::<_CMP_NEQ_UQ>(a[0], zero[0]),
+                _mm256_cmp_ps::<_CMP_NEQ_UQ>(a[1], zero[1]),
+            ]
+        };
+        halves!(_mm256_and_ps, nonzero, product)
     }
     #[inline(always)]
     fn or3(self, a: Pair, b: Pair, c: Pair) -> Pair {
@@ -183,7 +232,7 @@ impl Simd64 for Avx2 {
         }
     }
     #[inline(always)]
-    fn dstream_end(self) {
+    fn fence(self) {
         unsafe { _mm_sfence() }
     }
     #[inline(always)]

@@ -39,6 +39,15 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(dst.as_mut_ptr(), v) }
     }
     #[inline(always)]
+    fn stream(self, dst: &mut Lanes, v: __m512) {
+        let at = dst.as_mut_ptr();
+        if at.addr().is_multiple_of(64) {
+            unsafe { _mm512_stream_ps(at, v) }
+        } else {
+            self.store(dst, v);
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, at: *const f32) {
         // Never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
@@ -60,6 +69,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
@@ -79,6 +92,39 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn min(self, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn neg_abs(self, v: __m512) -> __m512 {
+        unsafe { _mm512_or_ps(v, _mm512_set1_ps(-0.0)) }
+    }
+    #[inline(always)]
+    fn copy_sign(self, a: __m512, b: __m512) -> __m512 {
+        unsafe {
+            let sign = _mm512_set1_epi32(i32::MIN);
+            // Per bit: that of `b` where `sign` has one, else that of `a`.
+            _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xca>(
+                sign,
+                _mm512_castps_si512(b),
+                _mm512_castps_si512(a),
+            ))
+        }
+    }
+    #[inline(always)]
+    fn where_finite(self, x: __m512, y: __m512) -> __m512 {
+        unsafe {
+            let low = _mm512_set1_ps(f32::NEG_INFINITY);
+            // False for NaN.
+            let finite = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.neg_abs(x), low);
+            _mm512_mask_blend_ps(finite, x, y)
+        }
+    }
+    #[inline(always)]
+    fn mul_nonzero(self, a: __m512, b: __m512) -> __m512 {
+        unsafe {
+            // True for NaN.
+            let nonzero = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(a, _mm512_setzero_ps());
+            _mm512_maskz_mul_ps(nonzero, a, b)
+        }
     }
     #[inline(always)]
     fn or3(self, a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -156,7 +202,7 @@ impl Simd64 for Avx512 {
         }
     }
     #[inline(always)]
-    fn dstream_end(self) {
+    fn fence(self) {
         unsafe { _mm_sfence() }
     }
     #[inline(always)]

@@ -34,6 +34,15 @@ pub(crate) trait Simd: Simd64 {
     fn load(self, src: &Lanes) -> Self::V;
     fn store(self, dst: &mut Lanes, v: Self::V);
 
+    /// As [`Simd::store`], past the caches where `dst` is a whole cache line (64 bytes, aligned).
+    ///
+    /// Such stores are not ordered with others: whoever uses them calls [`Simd64::fence`] before
+    /// anything that tells another thread about the data.
+    #[inline(always)]
+    fn stream(self, dst: &mut Lanes, v: Self::V) {
+        self.store(dst, v);
+    }
+
     /// Asks for the cache line at `at`, which may be any address, soon. A hint: nothing by default.
     #[inline(always)]
     fn prefetch(self, at: *const f32) {
@@ -49,6 +58,8 @@ pub(crate) trait Simd: Simd64 {
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
 
     /// `a * b + c`
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -68,6 +79,18 @@ pub(crate) trait Simd: Simd64 {
     /// `if a < b { a } else { b }` per lane, for operands that are neither NaN nor zeros of unlike
     /// sign: there, instruction sets differ.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `-|v|`: the sign bit set, also of NaN.
+    fn neg_abs(self, v: Self::V) -> Self::V;
+
+    /// The magnitude of `a` with the sign bit of `b`.
+    fn copy_sign(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `if x is finite { y } else { x }` per lane.
+    fn where_finite(self, x: Self::V, y: Self::V) -> Self::V;
+
+    /// `if a == 0 { 0 } else { a * b }` per lane: 0 times infinity or NaN is 0.
+    fn mul_nonzero(self, a: Self::V, b: Self::V) -> Self::V;
 
     /// Bitwise `a | b | c`.
     fn or3(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
@@ -123,20 +146,20 @@ pub(crate) type Lanes64 = [f64; LANES_64];
 pub(crate) trait Simd64: Copy {
     type D: Copy;
 
+    /// Orders everything that was streamed, also by [`Simd::stream`], before all that is written later.
+    #[inline(always)]
+    fn fence(self) {}
+
     fn dsplat(self, x: f64) -> Self::D;
     fn dload(self, src: &Lanes64) -> Self::D;
     fn dstore(self, dst: &mut Lanes64, v: Self::D);
 
     /// As [`Simd64::dstore`], but past the caches where `dst` is aligned to 64 bytes and the backend
-    /// can. Other threads may only be told of the result after [`Simd64::dstream_end`].
+    /// can. See [`Simd64::fence`].
     #[inline(always)]
     fn dstream(self, dst: &mut Lanes64, v: Self::D) {
         self.dstore(dst, v);
     }
-
-    /// Orders everything that was streamed before everything that is written later.
-    #[inline(always)]
-    fn dstream_end(self) {}
 
     fn dadd(self, a: Self::D, b: Self::D) -> Self::D;
     fn dsub(self, a: Self::D, b: Self::D) -> Self::D;

@@ -92,6 +92,10 @@ impl Simd for Neon {
         quarters!(vmulq_f32, a, b)
     }
     #[inline(always)]
+    fn div(self, a: Quad, b: Quad) -> Quad {
+        quarters!(vdivq_f32, a, b)
+    }
+    #[inline(always)]
     fn mul_add(self, a: Quad, b: Quad, c: Quad) -> Quad {
         quarters!(vfmaq_f32, c, a, b)
     }
@@ -114,6 +118,30 @@ impl Simd for Neon {
     #[inline(always)]
     fn min(self, a: Quad, b: Quad) -> Quad {
         quarters!(vminq_f32, a, b)
+    }
+    #[inline(always)]
+    fn neg_abs(self, v: Quad) -> Quad {
+        let v = quarters!(vabsq_f32, v);
+        quarters!(vnegq_f32, v)
+    }
+    #[inline(always)]
+    fn copy_sign(self, a: Quad, b: Quad) -> Quad {
+        let sign = unsafe { [vdupq_n_u32(1 << 31); 4] };
+        // Per bit: that of the second where `sign` has one, else that of the third.
+        quarters!(vbslq_f32, sign, b, a)
+    }
+    #[inline(always)]
+    fn where_finite(self, x: Quad, y: Quad) -> Quad {
+        let (low, v) = (self.splat(f32::NEG_INFINITY), self.neg_abs(x));
+        // False for NaN.
+        let finite = quarters!(vcgtq_f32, v, low);
+        quarters!(vbslq_f32, finite, y, x)
+    }
+    #[inline(always)]
+    fn mul_nonzero(self, a: Quad, b: Quad) -> Quad {
+        let (zero, product) = (self.splat(0.0), self.mul(a, b));
+        let is_zero = quarters!(vceqq_f32, a, zero);
+        quarters!(vbslq_f32, is_zero, zero, product)
     }
     #[inline(always)]
     fn or3(self, a: Quad, b: Quad, c: Quad) -> Quad {

@@ -45,6 +45,10 @@ impl Simd for Portable {
         a * b
     }
     #[inline(always)]
+    fn div(self, a: f32x16, b: f32x16) -> f32x16 {
+        a / b
+    }
+    #[inline(always)]
     fn mul_add(self, a: f32x16, b: f32x16, c: f32x16) -> f32x16 {
         a.mul_add(b, c)
     }
@@ -64,6 +68,23 @@ impl Simd for Portable {
     #[inline(always)]
     fn min(self, a: f32x16, b: f32x16) -> f32x16 {
         a.fast_min(b)
+    }
+    #[inline(always)]
+    fn neg_abs(self, v: f32x16) -> f32x16 {
+        v | self.splat(-0.0)
+    }
+    #[inline(always)]
+    fn copy_sign(self, a: f32x16, b: f32x16) -> f32x16 {
+        self.splat(-0.0).bitselect(b, a)
+    }
+    #[inline(always)]
+    fn where_finite(self, x: f32x16, y: f32x16) -> f32x16 {
+        self.neg_abs(x).simd_gt(self.splat(f32::NEG_INFINITY)).bitselect(y, x)
+    }
+    #[inline(always)]
+    fn mul_nonzero(self, a: f32x16, b: f32x16) -> f32x16 {
+        let zero = self.splat(0.0);
+        a.simd_eq(zero).bitselect(zero, a * b)
     }
     #[inline(always)]
     fn or3(self, a: f32x16, b: f32x16, c: f32x16) -> f32x16 {

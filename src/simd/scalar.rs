@@ -22,74 +22,94 @@ impl Simd for Scalar {
     // with a slow library function elsewhere.
     const FUSED: bool = true;
 
-    #[inline(always)]
+    #[inline(never)]
     fn splat(self, x: f32) -> Lanes {
         [x; LANES]
     }
-    #[inline(always)]
+    #[inline(never)]
     fn load(self, src: &Lanes) -> Lanes {
         *src
     }
-    #[inline(always)]
+    #[inline(never)]
     fn store(self, dst: &mut Lanes, v: Lanes) {
         *dst = v;
     }
-    #[inline(always)]
+    #[inline(never)]
     fn add(self, a: Lanes, b: Lanes) -> Lanes {
         map2(a, b, |a, b| a + b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn sub(self, a: Lanes, b: Lanes) -> Lanes {
         map2(a, b, |a, b| a - b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn mul(self, a: Lanes, b: Lanes) -> Lanes {
         map2(a, b, |a, b| a * b)
     }
-    #[inline(always)]
+    #[inline(never)]
+    fn div(self, a: Lanes, b: Lanes) -> Lanes {
+        map2(a, b, |a, b| a / b)
+    }
+    #[inline(never)]
     fn mul_add(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
         map3(a, b, c, f32::mul_add)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn neg_mul_add(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
         map3(a, b, c, |a, b, c| (-a).mul_add(b, c))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn max_or(self, a: Lanes, b: Lanes) -> Lanes {
         map2(a, b, |a, b| if a > b { a } else { b })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn exponent_from_bits(self, v: Lanes) -> Lanes {
         v.map(|x| f32::from_bits(x.to_bits() << 23))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn min(self, a: Lanes, b: Lanes) -> Lanes {
         map2(a, b, |a, b| if a < b { a } else { b })
     }
-    #[inline(always)]
+    #[inline(never)]
+    fn neg_abs(self, v: Lanes) -> Lanes {
+        v.map(|x| f32::from_bits(x.to_bits() | 1 << 31))
+    }
+    #[inline(never)]
+    fn copy_sign(self, a: Lanes, b: Lanes) -> Lanes {
+        map2(a, b, f32::copysign)
+    }
+    #[inline(never)]
+    fn where_finite(self, x: Lanes, y: Lanes) -> Lanes {
+        map2(x, y, |x, y| if x.is_finite() { y } else { x })
+    }
+    #[inline(never)]
+    fn mul_nonzero(self, a: Lanes, b: Lanes) -> Lanes {
+        map2(a, b, |a, b| if a == 0.0 { 0.0 } else { a * b })
+    }
+    #[inline(never)]
     fn or3(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
         map3(a, b, c, |a, b, c| f32::from_bits(a.to_bits() | b.to_bits() | c.to_bits()))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn has_bits(self, v: Lanes, mask: u32) -> bool {
         v.iter().any(|x| x.to_bits() & mask != 0)
     }
 
     type Wide = [f64; LANES];
 
-    #[inline(always)]
+    #[inline(never)]
     fn wide_zero(self) -> [f64; LANES] {
         [0.0; LANES]
     }
-    #[inline(always)]
+    #[inline(never)]
     fn wide_add(self, sums: [f64; LANES], v: Lanes) -> [f64; LANES] {
         std::array::from_fn(|i| sums[i] + f64::from(v[i]))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn wide_scale(self, sums: [f64; LANES], factor: f64) -> [f64; LANES] {
         sums.map(|sum| sum * factor)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn wide_lanes(self, sums: [f64; LANES]) -> [f64; LANES] {
         sums
     }
@@ -108,63 +128,63 @@ fn dmap3(a: Lanes64, b: Lanes64, c: Lanes64, f: impl Fn(f64, f64, f64) -> f64) -
 impl Simd64 for Scalar {
     type D = Lanes64;
 
-    #[inline(always)]
+    #[inline(never)]
     fn dsplat(self, x: f64) -> Lanes64 {
         [x; LANES_64]
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dload(self, src: &Lanes64) -> Lanes64 {
         *src
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dstore(self, dst: &mut Lanes64, v: Lanes64) {
         *dst = v;
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dadd(self, a: Lanes64, b: Lanes64) -> Lanes64 {
         dmap2(a, b, |a, b| a + b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dsub(self, a: Lanes64, b: Lanes64) -> Lanes64 {
         dmap2(a, b, |a, b| a - b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dmul(self, a: Lanes64, b: Lanes64) -> Lanes64 {
         dmap2(a, b, |a, b| a * b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn ddiv(self, a: Lanes64, b: Lanes64) -> Lanes64 {
         dmap2(a, b, |a, b| a / b)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dmul_add(self, a: Lanes64, b: Lanes64, c: Lanes64) -> Lanes64 {
         dmap3(a, b, c, f64::mul_add)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dneg_mul_add(self, a: Lanes64, b: Lanes64, c: Lanes64) -> Lanes64 {
         dmap3(a, b, c, |a, b, c| (-a).mul_add(b, c))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dmax_or(self, a: Lanes64, b: Lanes64) -> Lanes64 {
         dmap2(a, b, |a, b| if a > b { a } else { b })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dmin(self, a: Lanes64, b: Lanes64) -> Lanes64 {
         dmap2(a, b, |a, b| if a < b { a } else { b })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dexponent_from_bits(self, v: Lanes64) -> Lanes64 {
         v.map(|x| f64::from_bits(x.to_bits() << 52))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dor(self, a: Lanes64, b: Lanes64) -> Lanes64 {
         dmap2(a, b, |a, b| f64::from_bits(a.to_bits() | b.to_bits()))
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dhas_bits(self, v: Lanes64, mask: u64) -> bool {
         v.iter().any(|x| x.to_bits() & mask != 0)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dhas_nan(self, v: Lanes64) -> bool {
         v.iter().any(|x| x.is_nan())
     }

@@ -38,7 +38,7 @@ pub enum Place<'a> {
     InPlace(&'a mut [f64]),
     /// From the first slice to the second.
     Write(&'a [f64], &'a mut [f64]),
-    /// As `Write`, past the caches.
+    /// As `Write`, past the caches: to be followed by a fence.
     Stream(&'a [f64], &'a mut [f64]),
     /// From the first slice, added to the last number times what is in the second.
     Add(&'a [f64], &'a mut [f64], f64),
@@ -93,9 +93,6 @@ pub(crate) fn scaled_exp<S: Simd>(s: S, terms: &ScaledExp<'_>, place: Place<'_>)
             break;
         }
         (start, end) = (end, (end + BLOCK).min(len));
-    }
-    if stream {
-        s.dstream_end();
     }
 }
 

@@ -3,17 +3,18 @@
 use super::grad::{Place, ScaledExp, Subtract, scaled_exp};
 use super::scan::{self, Map, map_lanes};
 use super::sum;
+use crate::kernel::softmax::SoftmaxRow;
 use crate::simd::Simd;
 
 /// `ln(sum(e^x))`; -inf for nothing but -inf, +inf if there is one, NaN if there is one.
 #[inline(always)]
-pub(crate) fn logsumexp<S: Simd>(s: S, row: &[f64]) -> f64 {
+fn logsumexp<S: Simd>(s: S, row: &[f64]) -> f64 {
     sum::row(s, row, None).lse().0
 }
 
 /// In place; NaN for rows that have none.
 #[inline(always)]
-pub(crate) fn softmax<S: Simd>(s: S, row: &mut [f64]) {
+fn softmax<S: Simd>(s: S, row: &mut [f64]) {
     let lse = sum::row(s, row, None).lse();
     let probability = ScaledExp { a: 1.0, lse, subtract: Subtract::Nothing, slope: None };
     scaled_exp(s, &probability, Place::InPlace(row));
@@ -21,7 +22,7 @@ pub(crate) fn softmax<S: Simd>(s: S, row: &mut [f64]) {
 
 /// In place; NaN for rows that have none.
 #[inline(always)]
-pub(crate) fn log_softmax<S: Simd>(s: S, row: &mut [f64]) {
+fn log_softmax<S: Simd>(s: S, row: &mut [f64]) {
     if row.is_empty() {
         return;
     }
@@ -48,5 +49,20 @@ impl<S: Simd> Map<S> for LogProbability<S> {
     fn map(&self, s: S, x: S::D) -> S::D {
         // Three subtractions: folding `max` and the logarithm loses digits where `max` is large.
         s.dsub(s.dsub(s.dsub(x, self.max), self.hi), self.lo)
+    }
+}
+
+impl<S: Simd> SoftmaxRow<S> for f64 {
+    #[inline(always)]
+    fn softmax(s: S, row: &mut [f64]) {
+        softmax(s, row);
+    }
+    #[inline(always)]
+    fn log_softmax(s: S, row: &mut [f64]) {
+        log_softmax(s, row);
+    }
+    #[inline(always)]
+    fn logsumexp(s: S, row: &[f64]) -> f64 {
+        logsumexp(s, row)
     }
 }

@@ -4,6 +4,7 @@
 //! its own; what was summed relative to one is a part of the row, and parts are merged in order.
 
 use super::exp::{self, Parts64, Scale64};
+use crate::kernel::transform::Transform;
 use crate::math::double_double::{Dd, LN_2};
 use crate::math::exp2_int;
 use crate::simd::{LANES_64, Lanes64, Simd};
@@ -30,6 +31,7 @@ const ANCHOR: f64 = 256.0;
 
 /// A row as whole vectors. The last elements are padded with -inf and the class to leave out is replaced
 /// by it, in copies of the two vectors concerned: no loop has a masked tail.
+#[derive(Clone, Copy)]
 struct Vectors<'a> {
     whole: &'a [Lanes64],
     tail: Lanes64,
@@ -293,7 +295,8 @@ impl RowSum64 {
         self.nan | self.inf | self.sum.hi.is_nan()
     }
 
-    /// `ln(1 + sum(e^(x - target)))`, the loss of a row whose other classes were summed, as `hi + lo`.
+    /// `ln(1 + sum(e^(x - target)))`, the loss of a row whose other classes were summed, as `hi + lo`; `hi`
+    /// alone is within 2 ULP.
     ///
     /// The target never enters a sum, so that the loss of a confident row keeps all its digits.
     #[inline(always)]
@@ -313,12 +316,6 @@ impl RowSum64 {
         let loss =
             if gap.hi < 600.0 { (self.sum * gap.exp()).ln_1p() } else { gap + self.sum.ln() };
         (loss.hi, loss.lo)
-    }
-
-    /// `ln(1 + sum(e^(x - target)))` within 2 ULP: see [`RowSum64::loss_parts`].
-    #[inline(always)]
-    pub(crate) fn loss(&self, target: f64) -> f64 {
-        self.loss_parts(target).0
     }
 
     /// `ln(sum(e^x))` as `hi + lo`; -inf for nothing but -inf, +inf if there was one, NaN if there
@@ -364,11 +361,38 @@ impl RowSum64 {
 /// Reads a row once. Class `skip` is left out.
 #[inline(always)]
 pub(crate) fn row<S: Simd>(s: S, row: &[f64], skip: Option<usize>) -> RowSum64 {
-    let vectors = Vectors::new(row, skip);
+    transformed_row(s, row, skip, &Transform::IDENTITY)
+}
+
+/// As [`row`] for the transformed elements of a row, which are staged block by block.
+#[inline(always)]
+pub(crate) fn transformed_row<S: Simd>(
+    s: S,
+    row: &[f64],
+    skip: Option<usize>,
+    transform: &Transform,
+) -> RowSum64 {
+    let plain = Vectors::new(row, skip);
+    let mut staged = [[f64::NEG_INFINITY; LANES_64]; BLOCK];
     let mut sum = RowSum64::EMPTY;
-    for chunk in ranges(0..vectors.len, CHUNK) {
+    for chunk in ranges(0..plain.len, CHUNK) {
         let mut part = ChunkSum::new(s);
         for block in ranges(chunk, BLOCK) {
+            let (vectors, block) = if transform.is_identity() {
+                (plain, block)
+            } else {
+                let start = block.start * LANES_64;
+                let x = &row[start..row.len().min(block.end * LANES_64)];
+                let z = staged.as_flattened_mut();
+                z[..x.len()].copy_from_slice(x);
+                transform.apply(&mut z[..x.len()]);
+                // No class, no transform of it.
+                z[x.len()..].fill(f64::NEG_INFINITY);
+                if let Some(class) = skip.filter(|class| (start..start + x.len()).contains(class)) {
+                    z[class - start] = f64::NEG_INFINITY;
+                }
+                (Vectors::new(staged.as_flattened(), None), 0..block.len())
+            };
             part.add_block(&vectors, block);
         }
         part.end_part();

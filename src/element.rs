@@ -1,0 +1,181 @@
+//! The number types that logits may have.
+#![forbid(unsafe_code)]
+
+use crate::Floats;
+
+/// A type that logits may be stored in: `f32` or `f64`.
+///
+/// What is computed from a row is in [`Element::Real`]: `f32` for `f32`, `f64` for `f64`. Sealed: each
+/// type has kernels of its own.
+///
+/// ```
+/// use xent::{CrossEntropy, Logits};
+///
+/// let x = [1.0_f64, 2.0, 3.0];
+/// let mut losses = [0.0_f64];
+/// CrossEntropy::new().forward_into(Logits::new(&x, 1, 3)?, &[2i64], &mut losses)?;
+/// assert_eq!(losses, [0.4076059644443803]);
+/// # Ok::<(), xent::Error>(())
+/// ```
+pub trait Element: sealed::Element {
+    /// The type of losses, class weights and probability targets that go with such logits.
+    type Real: Real;
+}
+
+/// A type that results have: `f32` or `f64`. Sealed.
+pub trait Real: Element<Real = Self> + Into<f64> + sealed::Real {}
+
+impl Element for f32 {
+    type Real = f32;
+}
+impl Element for f64 {
+    type Real = f64;
+}
+impl Real for f32 {}
+impl Real for f64 {}
+
+/// What the public traits ask for, out of reach of other crates.
+pub(crate) mod sealed {
+    use super::Floats;
+    use crate::Logits;
+    use crate::backend::Kernels;
+    use crate::kernel::{forward, softmax, train};
+    use crate::rows::{RowSlices, for_each_group};
+    use crate::targets::TargetRows;
+
+    pub trait Element:
+        Copy + Default + Send + Sync + PartialOrd + std::fmt::Debug + 'static
+    {
+        /// Enters the kernels for this type.
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn train(kernels: Kernels, job: &mut train::Job<'_, Self>)
+        where
+            Self: super::Element;
+
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn softmax(kernels: Kernels, job: &mut softmax::Job<'_, Self>)
+        where
+            Self: super::Element;
+
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn log_softmax(kernels: Kernels, job: &mut softmax::Job<'_, Self>)
+        where
+            Self: super::Element;
+
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn logsumexp(kernels: Kernels, job: &mut softmax::LogSumExpJob<'_, Self>)
+        where
+            Self: super::Element;
+
+        /// Whether there is a kernel for the loss without options and gradient alone.
+        #[doc(hidden)]
+        const HAS_FORWARD: bool = false;
+
+        /// That kernel, on the caller's rayon pool. Does nothing where there is none.
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn forward(
+            _kernels: Kernels,
+            _logits: Logits<'_, Self>,
+            _targets: TargetRows<'_>,
+            _out: RowSlices<'_, Self::Real>,
+            _argmax: bool,
+        ) where
+            Self: super::Element,
+        {
+        }
+    }
+
+    pub trait Real: Sized {
+        #[doc(hidden)]
+        const PRECISION: &'static str;
+        /// Rounded to nearest even.
+        #[doc(hidden)]
+        fn from_f64(x: f64) -> Self;
+        /// The numbers, if they are of this type.
+        #[doc(hidden)]
+        fn of(floats: Floats<'_>) -> Option<&[Self]>;
+    }
+
+    #[expect(private_interfaces, reason = "other crates cannot call it")]
+    impl Element for f32 {
+        fn train(kernels: Kernels, job: &mut train::Job<'_, f32>) {
+            kernels.train(job);
+        }
+        fn softmax(kernels: Kernels, job: &mut softmax::Job<'_, f32>) {
+            kernels.softmax(job);
+        }
+        fn log_softmax(kernels: Kernels, job: &mut softmax::Job<'_, f32>) {
+            kernels.log_softmax(job);
+        }
+        fn logsumexp(kernels: Kernels, job: &mut softmax::LogSumExpJob<'_, f32>) {
+            kernels.logsumexp(job);
+        }
+
+        const HAS_FORWARD: bool = true;
+
+        #[inline(always)]
+        fn forward(
+            kernels: Kernels,
+            logits: Logits<'_, f32>,
+            targets: TargetRows<'_>,
+            out: RowSlices<'_, f32>,
+            argmax: bool,
+        ) {
+            let job = forward::Job { logits, targets, out };
+            if argmax {
+                for_each_group(job, &|job: &mut forward::Job<'_>| kernels.forward_argmax(job));
+            } else {
+                for_each_group(job, &|job: &mut forward::Job<'_>| kernels.forward(job));
+            }
+        }
+    }
+
+    impl Real for f32 {
+        const PRECISION: &'static str = "f32";
+        #[inline(always)]
+        fn from_f64(x: f64) -> f32 {
+            x as f32
+        }
+        fn of(floats: Floats<'_>) -> Option<&[f32]> {
+            match floats {
+                Floats::F32(values) => Some(values),
+                Floats::F64(_) => None,
+            }
+        }
+    }
+
+    #[expect(private_interfaces, reason = "other crates cannot call it")]
+    impl Element for f64 {
+        fn train(kernels: Kernels, job: &mut train::Job<'_, f64>) {
+            kernels.train_f64(job);
+        }
+        fn softmax(kernels: Kernels, job: &mut softmax::Job<'_, f64>) {
+            kernels.softmax_f64(job);
+        }
+        fn log_softmax(kernels: Kernels, job: &mut softmax::Job<'_, f64>) {
+            kernels.log_softmax_f64(job);
+        }
+        fn logsumexp(kernels: Kernels, job: &mut softmax::LogSumExpJob<'_, f64>) {
+            kernels.logsumexp_f64(job);
+        }
+    }
+
+    impl Real for f64 {
+        const PRECISION: &'static str = "f64";
+        #[inline(always)]
+        fn from_f64(x: f64) -> f64 {
+            x
+        }
+        fn of(floats: Floats<'_>) -> Option<&[f64]> {
+            match floats {
+                Floats::F64(values) => Some(values),
+                Floats::F32(_) => None,
+            }
+        }
+    }
+}

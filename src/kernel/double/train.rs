@@ -1,0 +1,151 @@
+//! The passes over a row of `f64`.
+
+use super::grad::{Place, ScaledExp, Subtract, scaled_exp};
+use super::{scan, sum};
+use crate::kernel::gradient::Store;
+use crate::kernel::probs::Probs;
+use crate::kernel::sum::{BLOCK, Lse, ranges};
+use crate::kernel::train::{self, Config, Minus, Pass, RowKernel};
+use crate::kernel::transform::{Staged, Transform};
+use crate::simd::Simd;
+use crate::stats::RowStats;
+
+impl<S: Simd> RowKernel<S> for f64 {
+    #[inline(always)]
+    fn pass(s: S, x: &[f64], class: usize, config: &Config<'_, f64>, smoothing: bool) -> Pass {
+        let transform = &config.transform;
+        let (z, slope) = x.get(class).map_or((f64::NAN, 0.0), |&x| transform.one(x));
+        let sum = sum::transformed_row(s, x, Some(class), transform);
+        let mut differences = 0.0;
+        if smoothing {
+            let mut staged = Staged([0.0; BLOCK]);
+            for block in ranges(0..x.len(), BLOCK) {
+                let part = &mut staged.0[..block.len()];
+                part.copy_from_slice(&x[block.clone()]);
+                if !transform.is_identity() {
+                    transform.apply(part);
+                }
+                let weights = config.weights.map(|weights| &weights[block]);
+                differences += scan::sum_from(s, part, weights, z);
+            }
+        }
+        let (nll, _) = sum.loss_parts(z);
+        let (hi, lo) = sum.lse_with(z);
+        Pass { nll, lse: Lse { hi, lo }, z, slope, differences }
+    }
+
+    #[inline(always)]
+    fn transform(_: S, transform: &Transform, x: f64) -> (f64, f64) {
+        transform.one(x)
+    }
+
+    #[inline(always)]
+    fn expected(
+        s: S,
+        x: &[f64],
+        transform: &Transform,
+        probs: &Probs<'_, f64>,
+        lse: Lse,
+    ) -> (f64, f64) {
+        let (mut total, mut below) = (0.0, 0.0);
+        let (mut z, mut v) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
+        for block in ranges(0..x.len(), BLOCK) {
+            let (z, v) = (&mut z.0[..block.len()], &mut v.0[..block.len()]);
+            z.copy_from_slice(&x[block.clone()]);
+            if !transform.is_identity() {
+                transform.apply(z);
+            }
+            probs.stage(block, v);
+            for (z, &v) in z.iter_mut().zip(&*v) {
+                // 0 times infinity is to be 0.
+                *z = if v == 0.0 { lse.hi } else { *z };
+            }
+            total += scan::sum_from(s, v, None, 0.0);
+            below += scan::sum_from(s, z, Some(v), lse.hi);
+        }
+        (total, lse.lo * total - below)
+    }
+
+    #[inline(always)]
+    fn gradient(
+        s: S,
+        train::Place { x, to: g, store, .. }: train::Place<'_, f64>,
+        transform: &Transform,
+        (a, lse): (f64, Lse),
+        minus: &Minus<'_, f64>,
+    ) {
+        if !lse.value().is_finite() || a.is_nan() {
+            g.fill(f64::NAN);
+            return;
+        }
+        // All in one where nothing needs to be staged.
+        let plain = transform.is_identity() && !matches!(minus, Minus::Probs(..));
+        let (mut z, mut slope) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
+        let mut v = Staged([0.0; BLOCK]);
+        for block in ranges(0..g.len(), if plain { g.len().max(1) } else { BLOCK }) {
+            let to = &mut g[block.clone()];
+            let from = match x {
+                _ if !plain => {
+                    let z = &mut z.0[..block.len()];
+                    z.copy_from_slice(x.map_or(&*to, |x| &x[block.clone()]));
+                    for (z, slope) in z.iter_mut().zip(&mut slope.0) {
+                        (*z, *slope) = transform.one(*z);
+                    }
+                    Some(&*z)
+                }
+                Some(x) => Some(&x[block.clone()]),
+                None => None,
+            };
+            let subtract = match *minus {
+                Minus::Nothing => Subtract::Nothing,
+                Minus::Constant(b) => Subtract::Constant(b),
+                Minus::Weights(b, weights) => Subtract::Times(b, &weights[block.clone()]),
+                Minus::Probs(b, probs) => {
+                    let v = &mut v.0[..block.len()];
+                    probs.stage(block.clone(), v);
+                    Subtract::Times(b, v)
+                }
+            };
+            let softcap = transform.softcap.is_some();
+            // Only if it is needed: a plain row is one block, longer than this.
+            let slope = softcap.then(|| &slope.0[..block.len()]);
+            let place = match (from, store) {
+                (None, _) => Place::InPlace(to),
+                (Some(from), Store::Plain) => Place::Write(from, to),
+                (Some(from), Store::Stream) => Place::Stream(from, to),
+                (Some(from), Store::Add) => Place::Add(from, to, 1.0),
+            };
+            scaled_exp(s, &ScaledExp { a, lse: (lse.hi, lse.lo), subtract, slope }, place);
+        }
+    }
+
+    #[inline(always)]
+    fn argmax(s: S, x: &[f64]) -> usize {
+        scan::argmax(s, x)
+    }
+
+    #[inline(always)]
+    fn is_nan(x: f64) -> bool {
+        x.is_nan()
+    }
+
+    #[inline(always)]
+    fn rounded(g: f64, old: Option<f64>) -> f64 {
+        old.unwrap_or(0.0) + g
+    }
+
+    #[inline(always)]
+    fn real(x: f64) -> f64 {
+        x
+    }
+
+    #[inline(always)]
+    fn lse(stats: &RowStats<f64>) -> Lse {
+        Lse { hi: stats.hi, lo: stats.lo }
+    }
+
+    #[inline(always)]
+    fn stats(lse: Lse) -> RowStats<f64> {
+        RowStats { hi: lse.hi, lo: lse.lo }
+    }
+}

@@ -1,0 +1,300 @@
+//! The gradient of a row: one read of the logits, one write.
+//!
+//! `g[j] = (a p[j] - b v[j]) slope[j]`, with `p` the softmax, `v` absent, 1 or given, and the slope that of
+//! a softcap. What is absent is not computed: each combination is a loop of its own.
+
+use super::exp::{Map, Scale, map_lanes, max_exponent};
+use super::sum::{BLOCK, Lse, ranges};
+use super::train::{Minus, Place};
+use super::transform::{Staged, Transform, stage};
+use crate::math;
+use crate::simd::{LANES, Lanes, Simd};
+use std::f64::consts::{LN_2, LOG2_E};
+
+/// How results reach the gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Store {
+    /// They replace what is there.
+    Plain,
+    /// As `Plain`, past the caches: for gradients that would not stay in them.
+    Stream,
+    /// They are added to what is there.
+    Add,
+}
+
+// The values of the const parameters.
+const NOTHING: u8 = 0;
+const CONSTANT: u8 = 1;
+const VALUES: u8 = 2;
+const PLAIN: u8 = 0;
+const STREAM: u8 = 1;
+const ADD: u8 = 2;
+/// The logits are where the gradient goes.
+const IN_PLACE: u8 = 3;
+
+/// `a e^(x - lse) - b v`
+struct Scaled<S: Simd> {
+    scale: Scale<S>,
+    /// `a e^(-lse)`, less the power of two that is in `scale`.
+    h: S::V,
+    b: S::V,
+    /// Subtracted from `x` beforehand; 0 but for rows that are astronomically large.
+    origin: f32,
+    /// From an element to the one to ask memory for.
+    ahead: usize,
+}
+
+impl<S: Simd> Scaled<S> {
+    #[inline(always)]
+    fn new(s: S, a: f64, lse: Lse, b: f64, ahead: usize) -> Self {
+        // As in the forward pass, elements far from 0 are moved before they are split.
+        let limit = f64::from(max_exponent::<S>()) * LN_2;
+        let near = lse.value().abs() <= limit;
+        let (origin, lse) = if near { (0.0, lse.value()) } else { (lse.hi as f32, lse.lo) };
+        // An infinite `h` would make NaN of a negative `q`; what is this large makes infinities anyway.
+        let a = a.clamp(-BEYOND, BEYOND);
+        // The size of `a` is in the power of two: a factor out of the range of normal numbers would
+        // lose digits where its product with a probability does not. And powers of two change no bits.
+        let size = math::exponent(a).min(LARGEST);
+        let exponent = ((lse * LOG2_E) as f32).round_ties_even();
+        let h = a * math::exp2_int(-size) * math::exp(f64::from(exponent) * LN_2 - lse);
+        Scaled {
+            scale: Scale::new(s, exponent - size as f32, 127.0),
+            h: s.splat(h as f32),
+            b: s.splat(b as f32),
+            origin,
+            ahead,
+        }
+    }
+
+    #[inline(always)]
+    fn at<const SUBTRACT: u8>(&self, s: S, x: S::V, v: S::V) -> S::V {
+        let exp = self.scale.split::<true>(s, x);
+        let h = s.mul_add(self.h, exp.q, self.h);
+        match SUBTRACT {
+            NOTHING => s.mul(exp.s, h),
+            CONSTANT => s.mul_add(exp.s, h, self.b),
+            _ => s.neg_mul_add(self.b, v, s.mul(exp.s, h)),
+        }
+    }
+}
+
+/// The exponent of the largest factor that is left to the power of two.
+const LARGEST: i32 = 122;
+
+/// A factor whose product with any normal number is beyond `f32`, and whose quotient by `2^LARGEST` is not.
+const BEYOND: f64 = 3e74;
+
+/// One stretch of a row: where its elements come from and go to. `values` and `slopes` are as long as
+/// `to` where the loop reads them, as is `from` unless the logits are in `to`.
+struct Stretch<'a> {
+    from: &'a [f32],
+    values: &'a [f32],
+    slopes: &'a [f32],
+    to: &'a mut [f32],
+}
+
+/// The beginning of a slice that is read, nothing of one that is not.
+#[inline(always)]
+fn vectors(used: bool, slice: &[f32], len: usize) -> (&[Lanes], &[f32]) {
+    let slice = if used { &slice[..len] } else { &[] };
+    slice.as_chunks::<LANES>()
+}
+
+impl Stretch<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const SUBTRACT: u8, const SLOPE: bool, const STORE: u8>(
+        self,
+        s: S,
+        scaled: &Scaled<S>,
+    ) {
+        let len = self.to.len();
+        let (from, from_rest) = vectors(STORE != IN_PLACE, self.from, len);
+        let (values, values_rest) = vectors(SUBTRACT == VALUES, self.values, len);
+        let (slopes, slopes_rest) = vectors(SLOPE, self.slopes, len);
+        let (to, to_rest) = self.to.as_chunks_mut::<LANES>();
+        let zero = s.splat(0.0);
+        for i in 0..to.len() {
+            let x = if STORE == IN_PLACE { &to[i] } else { &from[i] };
+            s.prefetch_far(x.as_ptr().wrapping_add(scaled.ahead));
+            let x = s.load(x);
+            let v = if SUBTRACT == VALUES { s.load(&values[i]) } else { zero };
+            let mut g = scaled.at::<SUBTRACT>(s, x, v);
+            if SLOPE {
+                g = s.mul(g, s.load(&slopes[i]));
+            }
+            match STORE {
+                ADD => {
+                    let sum = s.add(s.load(&to[i]), g);
+                    s.store(&mut to[i], sum);
+                }
+                STREAM => s.stream(&mut to[i], g),
+                _ => s.store(&mut to[i], g),
+            }
+        }
+        let rest =
+            Stretch { from: from_rest, values: values_rest, slopes: slopes_rest, to: to_rest };
+        rest.part_of_a_vector::<S, SUBTRACT, SLOPE, STORE>(s, scaled);
+    }
+
+    /// Up to a vector.
+    #[inline(always)]
+    fn part_of_a_vector<S: Simd, const SUBTRACT: u8, const SLOPE: bool, const STORE: u8>(
+        self,
+        s: S,
+        scaled: &Scaled<S>,
+    ) {
+        fn lanes(part: &[f32]) -> Lanes {
+            let mut lanes = [0.0; LANES];
+            lanes[..part.len()].copy_from_slice(part);
+            lanes
+        }
+        if self.to.is_empty() {
+            return;
+        }
+        let x = lanes(if STORE == IN_PLACE { self.to } else { self.from });
+        let v = if SUBTRACT == VALUES { lanes(self.values) } else { [0.0; LANES] };
+        let mut g = scaled.at::<SUBTRACT>(s, s.load(&x), s.load(&v));
+        if SLOPE {
+            g = s.mul(g, s.load(&lanes(self.slopes)));
+        }
+        if STORE == ADD {
+            g = s.add(s.load(&lanes(self.to)), g);
+        }
+        self.to.copy_from_slice(&s.to_lanes(g)[..self.to.len()]);
+    }
+
+    /// The elements up to the first whole cache line of `to`, less than a vector, and the rest.
+    fn split_at_line(self) -> (Self, Self) {
+        let head = self.to.as_ptr().align_offset(64).min(self.to.len());
+        let split = |slice: &'_ [f32]| if slice.is_empty() { 0 } else { head };
+        let (from_a, from_b) = self.from.split_at(split(self.from));
+        let (values_a, values_b) = self.values.split_at(split(self.values));
+        let (slopes_a, slopes_b) = self.slopes.split_at(split(self.slopes));
+        let (to_a, to_b) = self.to.split_at_mut(head);
+        (
+            Stretch { from: from_a, values: values_a, slopes: slopes_a, to: to_a },
+            Stretch { from: from_b, values: values_b, slopes: slopes_b, to: to_b },
+        )
+    }
+
+    #[inline(always)]
+    fn with_store<S: Simd, const SUBTRACT: u8, const SLOPE: bool>(
+        self,
+        s: S,
+        scaled: &Scaled<S>,
+        store: Store,
+        in_place: bool,
+    ) {
+        match store {
+            _ if in_place => self.run::<S, SUBTRACT, SLOPE, IN_PLACE>(s, scaled),
+            Store::Plain => self.run::<S, SUBTRACT, SLOPE, PLAIN>(s, scaled),
+            Store::Add => self.run::<S, SUBTRACT, SLOPE, ADD>(s, scaled),
+            Store::Stream => {
+                let (head, lines) = self.split_at_line();
+                head.part_of_a_vector::<S, SUBTRACT, SLOPE, PLAIN>(s, scaled);
+                lines.run::<S, SUBTRACT, SLOPE, STREAM>(s, scaled);
+            }
+        }
+    }
+
+    /// The loop for what is there.
+    #[inline(always)]
+    fn dispatch<S: Simd>(
+        self,
+        s: S,
+        scaled: &Scaled<S>,
+        minus: &Minus<'_, f32>,
+        store: Store,
+        in_place: bool,
+    ) {
+        match (minus, self.slopes.is_empty()) {
+            (Minus::Nothing, true) => {
+                self.with_store::<S, NOTHING, false>(s, scaled, store, in_place)
+            }
+            (Minus::Nothing, false) => self.with_store::<S, NOTHING, true>(s, scaled, store, false),
+            (Minus::Constant(_), true) => {
+                self.with_store::<S, CONSTANT, false>(s, scaled, store, in_place)
+            }
+            (Minus::Constant(_), false) => {
+                self.with_store::<S, CONSTANT, true>(s, scaled, store, false)
+            }
+            (Minus::Weights(..) | Minus::Probs(..), true) => {
+                self.with_store::<S, VALUES, false>(s, scaled, store, in_place)
+            }
+            (Minus::Weights(..) | Minus::Probs(..), false) => {
+                self.with_store::<S, VALUES, true>(s, scaled, store, false)
+            }
+        }
+    }
+}
+
+/// The gradient of one row by its logits.
+///
+/// The factors `a` and `b` contain the derivative of scale and temperature, but not that of the softcap.
+#[inline(always)]
+pub(crate) fn row<S: Simd>(
+    s: S,
+    Place { x, to: g, store, ahead }: Place<'_, f32>,
+    transform: &Transform,
+    (a, lse): (f64, Lse),
+    minus: &Minus<'_, f32>,
+) {
+    if !lse.value().is_finite() || a.is_nan() {
+        g.fill(f32::NAN);
+        return;
+    }
+    let b = match *minus {
+        Minus::Nothing => 0.0,
+        Minus::Constant(b) => -b,
+        Minus::Weights(b, _) | Minus::Probs(b, _) => b,
+    };
+    let scaled = Scaled::<S>::new(s, a, lse, b, ahead);
+    let whole = match *minus {
+        Minus::Nothing | Minus::Constant(_) => Some(&[][..]),
+        Minus::Weights(_, values) => Some(values),
+        Minus::Probs(_, probs) => probs.as_they_are(),
+    };
+    if let Some(values) = whole.filter(|_| transform.is_identity() && scaled.origin == 0.0) {
+        let stretch = Stretch { from: x.unwrap_or(&[]), values, slopes: &[], to: g };
+        return stretch.dispatch(s, &scaled, minus, store, x.is_none());
+    }
+    let (mut z, mut slopes) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
+    let mut values = Staged([0.0; BLOCK]);
+    for block in ranges(0..g.len(), BLOCK) {
+        let len = block.len();
+        let x = match x {
+            Some(x) => &x[block.clone()],
+            None => &g[block.clone()],
+        };
+        let softcap = transform.softcap.is_some();
+        stage(s, transform, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
+        if scaled.origin != 0.0 {
+            map_lanes(s, &mut z.0[..len], &Shift::<S>(s.splat(scaled.origin)));
+        }
+        let values = match (minus, whole) {
+            (Minus::Probs(_, probs), None) => {
+                probs.stage(block.clone(), &mut values.0[..len]);
+                &values.0[..len]
+            }
+            (_, Some([]) | None) => &[],
+            (_, Some(values)) => &values[block.clone()],
+        };
+        let stretch = Stretch {
+            from: &z.0[..len],
+            values,
+            slopes: if softcap { &slopes.0[..len] } else { &[] },
+            to: &mut g[block],
+        };
+        stretch.dispatch(s, &scaled, minus, store, false);
+    }
+}
+
+struct Shift<S: Simd>(S::V);
+
+impl<S: Simd> Map<S> for Shift<S> {
+    #[inline(always)]
+    fn map(&self, s: S, x: S::V) -> S::V {
+        s.sub(x, self.0)
+    }
+}

@@ -1,0 +1,111 @@
+//! The passes over a row of `f32`.
+
+use super::gradient;
+use super::probs::{self, Probs};
+use super::sum::{self, Differences, Lse};
+use super::train::{Config, Minus, Pass, Place, RowKernel};
+use super::transform::{Transform, stage_one};
+use crate::simd::Simd;
+use crate::stats::RowStats;
+
+impl<S: Simd> RowKernel<S> for f32 {
+    #[inline(always)]
+    fn pass(s: S, x: &[f32], class: usize, config: &Config<'_, f32>, smoothing: bool) -> Pass {
+        let transform = &config.transform;
+        let (z, slope) = x.get(class).map_or((f32::NAN, 0.0), |&x| stage_one(s, transform, x));
+        let mut extra = smoothing.then(|| Differences::<S>::new(s, z, config.weights));
+        let sum = if transform.is_identity() {
+            sum::row_and::<S, false>(s, x, Some(class), &mut extra).sum
+        } else {
+            sum::transformed_row_and(s, x, Some(class), transform, &mut extra)
+        };
+        let nll = sum.loss::<S>(z);
+        let mut differences = extra.map_or(0.0, |extra| extra.sum(s));
+        if !differences.is_finite() && z.is_finite() && !nll.is_nan() {
+            differences = far_apart(s, x, z, differences, config);
+        }
+        Pass {
+            nll,
+            lse: sum.lse_with::<S>(z, nll),
+            z: f64::from(z),
+            slope: f64::from(slope),
+            differences,
+        }
+    }
+
+    #[inline(always)]
+    fn transform(s: S, transform: &Transform, x: f32) -> (f64, f64) {
+        let (z, slope) = stage_one(s, transform, x);
+        (f64::from(z), f64::from(slope))
+    }
+
+    #[inline(always)]
+    fn expected(
+        s: S,
+        x: &[f32],
+        transform: &Transform,
+        probs: &Probs<'_, f32>,
+        lse: Lse,
+    ) -> (f64, f64) {
+        probs::expected(s, x, transform, probs, lse)
+    }
+
+    #[inline(always)]
+    fn gradient(
+        s: S,
+        place: Place<'_, f32>,
+        transform: &Transform,
+        scaled: (f64, Lse),
+        minus: &Minus<'_, f32>,
+    ) {
+        gradient::row(s, place, transform, scaled, minus);
+    }
+
+    #[inline(always)]
+    fn argmax(s: S, x: &[f32]) -> usize {
+        sum::argmax_ignoring_nan(s, x)
+    }
+
+    #[inline(always)]
+    fn is_nan(x: f32) -> bool {
+        x.is_nan()
+    }
+
+    #[inline(always)]
+    fn rounded(g: f64, old: Option<f32>) -> f32 {
+        (old.map_or(0.0, f64::from) + g) as f32
+    }
+
+    #[inline(always)]
+    fn real(x: f64) -> f32 {
+        x as f32
+    }
+
+    #[inline(always)]
+    fn lse(stats: &RowStats<f32>) -> Lse {
+        Lse { hi: f64::from(stats.hi), lo: f64::from(stats.lo) }
+    }
+
+    #[inline(always)]
+    fn stats(lse: Lse) -> RowStats<f32> {
+        let hi = lse.value() as f32;
+        let lo = if hi.is_finite() { (lse.hi - f64::from(hi)) + lse.lo } else { 0.0 };
+        RowStats { hi, lo: lo as f32 }
+    }
+}
+
+/// `sum(w (z - from))` in `f64`, for logits that are too far apart for [`Differences`]; `masked` if it is a
+/// mask that they are infinite for.
+#[inline(always)]
+fn far_apart<S: Simd>(s: S, x: &[f32], from: f32, masked: f64, config: &Config<'_, f32>) -> f64 {
+    let mut sum = 0.0;
+    for (j, &x) in x.iter().enumerate() {
+        let (z, _) = stage_one(s, &config.transform, x);
+        if !z.is_finite() {
+            return masked;
+        }
+        let weight = config.weights.map_or(1.0, |weights| f64::from(weights[j]));
+        sum += weight * (f64::from(z) - f64::from(from));
+    }
+    sum
+}

@@ -1,0 +1,383 @@
+//! Loss and gradient of a group of rows, with every option: what `forward` does for the plain loss.
+//!
+//! What a row needs from its element type is in [`RowKernel`]; the formulas are here, in `f64`, once for
+//! all types.
+
+use super::forward::Row;
+use super::gradient::Store;
+use super::probs::Probs;
+use super::sum::Lse;
+use super::transform::Transform;
+use crate::logits::{Logits, LogitsMut};
+use crate::math;
+use crate::rows::RowSlices;
+use crate::simd::Simd;
+use crate::stats::RowStats;
+use crate::targets::{AnyTargets, RowTarget};
+use crate::{Element, Floats};
+
+/// The options, checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Config<'a, R> {
+    pub(crate) transform: Transform,
+    pub(crate) smoothing: f64,
+    pub(crate) z_loss: f64,
+    pub(crate) weights: Option<&'a [R]>,
+    /// Sum of the class weights, their number if there are none.
+    pub(crate) weight_sum: f64,
+    /// What gradients are divided by: that of the cross-entropy, and that of the z-loss.
+    pub(crate) denominators: (f64, f64),
+    pub(crate) argmax: bool,
+}
+
+/// A group of rows, where they come from and where their results go.
+pub(crate) struct Job<'a, T: Element> {
+    pub(crate) config: &'a Config<'a, T::Real>,
+    /// `None`: the logits are where the gradient goes.
+    pub(crate) logits: Option<Logits<'a, T>>,
+    pub(crate) targets: AnyTargets<'a, T::Real>,
+    pub(crate) token_weights: Option<Floats<'a>>,
+    /// Of an earlier pass, whose losses are not wanted again.
+    pub(crate) saved: Option<&'a [RowStats<T::Real>]>,
+    pub(crate) out: RowSlices<'a, T::Real>,
+    pub(crate) gradient: Option<GradientRows<'a, T>>,
+}
+
+/// Where gradients go, and what they are multiplied by.
+pub(crate) struct GradientRows<'a, T> {
+    pub(crate) to: LogitsMut<'a, T>,
+    pub(crate) upstream: UpstreamRows<'a>,
+    pub(crate) store: Store,
+}
+
+/// The derivative of what is trained by the loss, or by each row's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum UpstreamRows<'a> {
+    All(f64),
+    Each(Floats<'a>),
+}
+
+/// What the pass over a row yields, one class of which was left out of the sum: the target, or the largest
+/// where targets are probabilities.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass {
+    /// Negative log-probability of that class.
+    pub(crate) nll: f64,
+    pub(crate) lse: Lse,
+    /// Its transformed logit, and the derivative of the softcap there.
+    pub(crate) z: f64,
+    pub(crate) slope: f64,
+    /// `sum(w (z - z[class]))`, if it was asked for.
+    pub(crate) differences: f64,
+}
+
+/// Where the elements of a gradient come from and go to.
+pub(crate) struct Place<'a, T> {
+    /// `None`: they are in `to`.
+    pub(crate) x: Option<&'a [T]>,
+    pub(crate) to: &'a mut [T],
+    pub(crate) store: Store,
+    /// How far from each element the one is that memory should be asked for with it.
+    pub(crate) ahead: usize,
+}
+
+/// What is subtracted from the scaled probabilities of a gradient.
+pub(crate) enum Minus<'a, R> {
+    Nothing,
+    /// This from each.
+    Constant(f64),
+    /// A multiple of the class weights.
+    Weights(f64, &'a [R]),
+    /// A multiple of the probability targets.
+    Probs(f64, &'a Probs<'a, R>),
+}
+
+/// The passes over a row of one element type.
+///
+/// Each is called in one place only: they are inlined, and every copy is compiled for every backend.
+pub(crate) trait RowKernel<S: Simd>: Element {
+    /// The pass over a row, `class` left out of the sum; with the sum of differences from it if `smoothing`.
+    fn pass(
+        s: S,
+        x: &[Self],
+        class: usize,
+        config: &Config<'_, Self::Real>,
+        smoothing: bool,
+    ) -> Pass;
+
+    /// `z` of one logit, and the derivative of the softcap there.
+    fn transform(s: S, transform: &Transform, x: Self) -> (f64, f64);
+
+    /// `sum(v)` and `sum(v (lse - z))` for probability targets.
+    fn expected(
+        s: S,
+        x: &[Self],
+        transform: &Transform,
+        probs: &Probs<'_, Self::Real>,
+        lse: Lse,
+    ) -> (f64, f64);
+
+    /// `(a p - minus) * slope` for every class of a row.
+    fn gradient(
+        s: S,
+        place: Place<'_, Self>,
+        transform: &Transform,
+        scaled: (f64, Lse),
+        minus: &Minus<'_, Self::Real>,
+    );
+
+    /// The first class with the largest logit, NaN ignored; 0 if there is none.
+    fn argmax(s: S, x: &[Self]) -> usize;
+
+    fn is_nan(x: Self) -> bool;
+
+    /// `old + g`, or `g`, rounded once.
+    fn rounded(g: f64, old: Option<Self>) -> Self;
+
+    fn real(x: f64) -> Self::Real;
+
+    fn lse(stats: &RowStats<Self::Real>) -> Lse;
+
+    fn stats(lse: Lse) -> RowStats<Self::Real>;
+}
+
+#[inline(always)]
+pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
+    let (rows, stride) = match (&job.logits, &job.gradient) {
+        (Some(logits), _) => (logits.rows(), logits.stride()),
+        (None, Some(gradient)) => (gradient.to.rows(), gradient.to.stride()),
+        (None, None) => (0, 0),
+    };
+    for i in 0..rows {
+        let target = job.targets.get(i);
+        if let RowTarget::Ignored = target {
+            // An ignored row is never read: it may hold anything.
+            job.out.write_ignored(i, T::real);
+            if let Some(gradient) = &mut job.gradient
+                && gradient.store != Store::Add
+            {
+                gradient.to.row_mut(i).fill(T::default());
+            }
+            continue;
+        }
+        let gradient = job.gradient.as_mut().map(|gradient| RowGradient {
+            to: gradient.to.row_mut(i),
+            upstream: match gradient.upstream {
+                UpstreamRows::All(upstream) => upstream,
+                UpstreamRows::Each(each) => each.get(i),
+            },
+            store: gradient.store,
+        });
+        let row = OneRow {
+            config: job.config,
+            x: job.logits.map(|logits| logits.row(i)),
+            target,
+            token_weight: job.token_weights.map_or(1.0, |weights| weights.get(i)),
+            saved: job.saved.map(|saved| T::lse(&saved[i])),
+            stride,
+        };
+        let trained = row.run(s, gradient);
+        if job.saved.is_none() {
+            let stats = T::stats(trained.lse);
+            job.out.write_trained(i, trained, stats, T::real);
+        }
+    }
+    if job.gradient.as_ref().is_some_and(|gradient| gradient.store == Store::Stream) {
+        // Another thread is told that the rows are done by means that do not know of such stores.
+        s.fence();
+    }
+}
+
+/// What one row yields to its caller.
+pub(crate) struct Trained {
+    pub(crate) row: Row,
+    pub(crate) lse: Lse,
+    pub(crate) argmax: i64,
+}
+
+/// The gradient of one row: where it goes, and the upstream gradient of its loss.
+struct RowGradient<'a, T> {
+    to: &'a mut [T],
+    upstream: f64,
+    store: Store,
+}
+
+/// One row that is not ignored.
+struct OneRow<'a, T: Element> {
+    config: &'a Config<'a, T::Real>,
+    /// `None`: the logits are where the gradient goes.
+    x: Option<&'a [T]>,
+    target: RowTarget<'a, T::Real>,
+    token_weight: f64,
+    saved: Option<Lse>,
+    /// From an element to the same one of the next row.
+    stride: usize,
+}
+
+/// How far ahead logits are asked for where the gradient is all there is to compute, in elements.
+const AHEAD: usize = 2048;
+
+/// What the gradient of a row is made of: `a p - minus`, and at the target class a value of its own.
+struct Terms<'a, R> {
+    a: f64,
+    minus: Minus<'a, R>,
+    at_target: Option<(usize, f64)>,
+}
+
+impl<T: Element> OneRow<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, gradient: Option<RowGradient<'_, T>>) -> Trained
+    where
+        T: RowKernel<S>,
+    {
+        let Config { transform, smoothing, weights, .. } = *self.config;
+        let x = match (self.x, &gradient) {
+            (Some(x), _) => x,
+            (None, Some(gradient)) => &*gradient.to,
+            (None, None) => &[],
+        };
+        let probs = match self.target {
+            RowTarget::Probs(given) => Some(Probs { given, smoothing, weights, vocab: x.len() }),
+            _ => None,
+        };
+        let is_class = probs.is_none();
+        let largest = if self.config.argmax || !is_class { T::argmax(s, x) } else { usize::MAX };
+        // A distribution that the model is sure of keeps the digits of its loss if the largest class is
+        // left out of the sum. Transforms are monotone: they do not change which it is.
+        let class = match self.target {
+            RowTarget::Class(class) => class,
+            _ => largest,
+        };
+        let smoothed = smoothing != 0.0 && is_class;
+        let pass = match self.saved {
+            None => T::pass(s, x, class, self.config, smoothed),
+            Some(lse) => {
+                let (z, slope) = T::transform(s, &transform, x[class]);
+                Pass { nll: (lse.hi - z) + lse.lo, lse, z, slope, differences: 0.0 }
+            }
+        };
+        let lse = pass.lse;
+        let (loss, nll, weight, terms);
+        if let Some(probs) = &probs {
+            let total;
+            (total, loss) = if pass.nll.is_nan() {
+                (f64::NAN, f64::NAN)
+            } else if self.saved.is_some() {
+                T::expected(s, x, &transform, probs, lse)
+            } else {
+                T::expected(s, x, &transform, probs, Lse { hi: pass.z, lo: pass.nll })
+            };
+            (nll, weight) = (loss, 1.0);
+            terms = gradient.as_ref().map(|gradient| {
+                let (up, rest) = self.factors(gradient.upstream, lse);
+                Terms { a: up * total + rest, minus: Minus::Probs(up, probs), at_target: None }
+            });
+        } else {
+            weight = weights.map_or(1.0, |weights| weights[class].into());
+            nll = pass.nll;
+            loss = self.class_loss(x.len(), weight, &pass);
+            terms = gradient
+                .as_ref()
+                .map(|gradient| self.class_terms(x.len(), class, weight, &pass, gradient.upstream));
+        }
+        let mut best = largest;
+        if self.config.argmax
+            && (nll.is_nan() || T::is_nan(x[largest]))
+            && let Some(nan) = x.iter().position(|&x| T::is_nan(x))
+        {
+            best = nan;
+        }
+        let to_be = || probs.as_ref().map_or(Some(class), Probs::most_probable);
+        if let Some((terms, RowGradient { to, store, .. })) = terms.zip(gradient) {
+            let at_target = terms.at_target.filter(|_| lse.value().is_finite());
+            let old = at_target.filter(|_| store == Store::Add).map(|(class, _)| to[class]);
+            // While gradients are computed from the cache, memory has time for the next row.
+            let ahead = if self.saved.is_some() { AHEAD } else { self.stride };
+            let place = Place { x: self.x, to: &mut *to, store, ahead };
+            T::gradient(s, place, &transform, (terms.a, lse), &terms.minus);
+            if let Some((class, g)) = at_target {
+                to[class] = T::rounded(g, old);
+            }
+        }
+        let z_loss = match self.config.z_loss {
+            0.0 => 0.0,
+            factor => factor * lse.value() * lse.value(),
+        };
+        Trained {
+            row: Row {
+                loss: self.token_weight * loss,
+                nll,
+                z_loss: self.token_weight * z_loss,
+                weight: self.token_weight * weight,
+                token_weight: self.token_weight,
+                kept: true,
+                correct: self.config.argmax && to_be() == Some(best),
+            },
+            lse,
+            argmax: best as i64,
+        }
+    }
+
+    #[inline(always)]
+    fn class_loss(&self, vocab: usize, weight: f64, pass: &Pass) -> f64 {
+        let loss = weight * pass.nll;
+        let e = self.config.smoothing;
+        if e == 0.0 {
+            return loss;
+        }
+        // -sum(w ln p) over all classes. Without a finite logit to take differences from, the part of
+        // the target is infinite.
+        let all = if pass.z == f64::NEG_INFINITY {
+            loss
+        } else {
+            self.config.weight_sum * pass.nll - pass.differences
+        };
+        (1.0 - e) * loss + e / vocab as f64 * all
+    }
+
+    /// What the gradient of the cross-entropy is multiplied by, and the part of the factor of `p` that the
+    /// z-loss adds.
+    #[inline(always)]
+    fn factors(&self, upstream: f64, lse: Lse) -> (f64, f64) {
+        let up = upstream * self.token_weight * self.config.transform.slope();
+        let (denominator, z_denominator) = self.config.denominators;
+        let z = match self.config.z_loss {
+            0.0 => 0.0,
+            factor => up / z_denominator * 2.0 * factor * lse.value(),
+        };
+        (up / denominator, z)
+    }
+
+    #[inline(always)]
+    fn class_terms<'a>(
+        &'a self,
+        vocab: usize,
+        class: usize,
+        weight: f64,
+        pass: &Pass,
+        upstream: f64,
+    ) -> Terms<'a, T::Real> {
+        let Config { smoothing: e, weights, weight_sum, .. } = *self.config;
+        let (up, mut rest) = self.factors(upstream, pass.lse);
+        let target = up * (1.0 - e) * weight;
+        // The one-hot term is folded before anything is rounded, and from the loss: the 1 - p of a
+        // confident target has no digits left in p.
+        let mut at_target = -target * math::one_minus_exp_neg(pass.nll);
+        let mut each = 0.0;
+        if e != 0.0 {
+            each = up * e / vocab as f64;
+            rest += each * weight_sum;
+            at_target -= each * weight;
+        }
+        if rest != 0.0 {
+            at_target += rest * math::exp(-pass.nll);
+        }
+        let minus = match weights {
+            _ if e == 0.0 => Minus::Nothing,
+            None => Minus::Constant(each),
+            Some(weights) => Minus::Weights(each, weights),
+        };
+        let at_target = Some((class, at_target * pass.slope));
+        Terms { a: target + rest, minus, at_target }
+    }
+}

@@ -1,0 +1,180 @@
+//! What is done to logits before the softmax: scale, softcap, temperature.
+
+use super::exp::{Map, Scale, map_lanes as each};
+use super::sum::BLOCK;
+use crate::math;
+use crate::simd::Simd;
+
+/// `z = cap(scale * x) / temperature` with `cap(u) = c tanh(u / c)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Transform {
+    pub(crate) scale: f64,
+    pub(crate) temperature: f64,
+    pub(crate) softcap: Option<Softcap>,
+}
+
+/// `c tanh(x / c)`
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Softcap {
+    pub(crate) cap: f64,
+    /// -inf stays -inf and +inf stays +inf, instead of becoming `-c` and `c`.
+    pub(crate) keep_infinite: bool,
+}
+
+impl Transform {
+    pub(crate) const IDENTITY: Transform =
+        Transform { scale: 1.0, temperature: 1.0, softcap: None };
+
+    #[inline(always)]
+    pub(crate) fn is_identity(&self) -> bool {
+        *self == Self::IDENTITY
+    }
+
+    /// `z` of one `f64` and the derivative of the softcap there. Plain code: it is rarely wanted of `f64`.
+    #[inline(always)]
+    pub(crate) fn one(&self, x: f64) -> (f64, f64) {
+        let (mut z, mut slope) = (x * self.scale, 1.0);
+        if let Some(Softcap { cap, keep_infinite }) = self.softcap {
+            let u = 2.0 * (z / cap).abs();
+            let e = math::exp(-u);
+            // As in `Cap` and `Slope` below.
+            slope = 4.0 * e / (1.0 + e) / (1.0 + e);
+            if z.is_finite() || !keep_infinite {
+                z = (cap * (math::one_minus_exp_neg(u) / (1.0 + e))).copysign(z);
+            }
+        }
+        (z / self.temperature, slope)
+    }
+
+    /// `z` of each, in place.
+    #[inline(always)]
+    pub(crate) fn apply(&self, x: &mut [f64]) {
+        for x in x {
+            *x = self.one(*x).0;
+        }
+    }
+
+    /// The derivative of `z` by `x`, without that of the softcap.
+    #[inline(always)]
+    pub(crate) fn slope(&self) -> f64 {
+        self.scale / self.temperature
+    }
+}
+
+/// A part of a row after its transform, and the derivative of the softcap there.
+///
+/// Rows with a transform are brought into this buffer block by block, in the first-level cache, so that
+/// the loops over them are the same as those over plain rows.
+#[repr(align(64))]
+pub(crate) struct Staged<T>(pub(crate) [T; BLOCK]);
+
+/// Up to a block of transformed `x` into the beginning of `z`, and if wanted the derivative of the
+/// softcap into that of `slope`.
+#[inline(always)]
+pub(crate) fn stage<S: Simd>(
+    s: S,
+    transform: &Transform,
+    x: &[f32],
+    z: &mut [f32],
+    slope: Option<&mut [f32]>,
+) {
+    z[..x.len()].copy_from_slice(x);
+    let z = &mut z[..x.len()];
+    if transform.scale != 1.0 {
+        let k = s.splat(transform.scale as f32);
+        each(s, z, &Multiply::<S>(k));
+    }
+    if let Some(softcap) = transform.softcap {
+        let cap = Cap::<S>::new(s, softcap);
+        if let Some(slope) = slope {
+            let slope = &mut slope[..z.len()];
+            slope.copy_from_slice(z);
+            each(s, slope, &Slope::<S>(&cap));
+        }
+        each(s, z, &cap);
+    }
+    if transform.temperature != 1.0 {
+        each(s, z, &Divide::<S>(s.splat(transform.temperature as f32)));
+    }
+}
+
+/// `z` and the derivative of the softcap for one logit: the same bits as in a block.
+#[inline(always)]
+pub(crate) fn stage_one<S: Simd>(s: S, transform: &Transform, x: f32) -> (f32, f32) {
+    let (mut z, mut slope) = ([0.0], [1.0]);
+    stage(s, transform, &[x], &mut z, Some(&mut slope));
+    (z[0], slope[0])
+}
+
+struct Multiply<S: Simd>(S::V);
+
+impl<S: Simd> Map<S> for Multiply<S> {
+    #[inline(always)]
+    fn map(&self, s: S, x: S::V) -> S::V {
+        s.mul(x, self.0)
+    }
+}
+
+struct Divide<S: Simd>(S::V);
+
+impl<S: Simd> Map<S> for Divide<S> {
+    #[inline(always)]
+    fn map(&self, s: S, x: S::V) -> S::V {
+        s.div(x, self.0)
+    }
+}
+
+struct Cap<S: Simd> {
+    cap: S::V,
+    /// `-2 / cap`
+    rate: S::V,
+    scale: Scale<S>,
+    keep_infinite: bool,
+}
+
+impl<S: Simd> Cap<S> {
+    #[inline(always)]
+    fn new(s: S, Softcap { cap, keep_infinite }: Softcap) -> Self {
+        Cap {
+            cap: s.splat(cap as f32),
+            rate: s.splat((2.0 / cap) as f32),
+            scale: Scale::new(s, 0.0, 127.0),
+            keep_infinite,
+        }
+    }
+
+    /// `e^(-2 |x| / cap)` as a power of two and a correction.
+    #[inline(always)]
+    fn exp(&self, s: S, x: S::V) -> (S::V, S::V) {
+        let parts = self.scale.split::<true>(s, s.mul(s.neg_abs(x), self.rate));
+        (parts.s, parts.q)
+    }
+}
+
+impl<S: Simd> Map<S> for Cap<S> {
+    /// With `e = e^(-2|x|/c) = p + p q`, `tanh(|x|/c) = (1 - e) / (1 + e)`. The difference is taken of
+    /// the parts: for small `x`, where `p` is 1, it is `-q`, which has all its digits.
+    #[inline(always)]
+    fn map(&self, s: S, x: S::V) -> S::V {
+        let one = s.splat(1.0);
+        let (p, q) = self.exp(s, x);
+        let above = s.neg_mul_add(p, q, s.sub(one, p));
+        let below = s.mul_add(p, q, s.add(one, p));
+        let capped = s.copy_sign(s.mul(self.cap, s.div(above, below)), x);
+        if self.keep_infinite { s.where_finite(x, capped) } else { capped }
+    }
+}
+
+struct Slope<'a, S: Simd>(&'a Cap<S>);
+
+impl<S: Simd> Map<S> for Slope<'_, S> {
+    /// `1 - tanh^2 = 4 e / (1 + e)^2`, from what is small where the derivative is.
+    #[inline(always)]
+    fn map(&self, s: S, x: S::V) -> S::V {
+        let one = s.splat(1.0);
+        let (p, q) = self.0.exp(s, x);
+        let e = s.mul_add(p, q, p);
+        let below = s.add(one, e);
+        s.div(s.div(s.mul(s.splat(4.0), e), below), below)
+    }
+}
