@@ -24,15 +24,21 @@ Examples:
   xent score dump.safetensors
   xent score dump.safetensors --logits lm_head.out --targets labels --ignore-index -1
   xent score dump.safetensors --json | jq .perplexity
+  xent score dump.safetensors --label-smoothing 0.1 --weight class_weights --grad grad.safetensors
+  xent score student.safetensors --target-probs teacher --temperature 2
 
-Exit status: 0 if the file was scored, 1 if the file is at fault, 2 if the command line is.";
+Exit status: 0 if the file was scored, 1 if a file is at fault, 2 if the command line is.";
 
-/// Loss, perplexity and accuracy of the logits in a safetensors file
+/// Loss, perplexity and accuracy of the logits in a safetensors file, and the gradient of the loss
 ///
-/// The file holds logits, F32 of shape (rows, vocab), and one target class per row, I64, I32 or U32
-/// of shape (rows), already shifted: row i is the prediction of target i. It is mapped into memory
+/// The file holds logits, F32 or F64 of shape [rows, vocab], and one target class per row, I64, I32 or
+/// U32 of shape [rows], already shifted: row i is the prediction of target i. It is mapped into memory
 /// rather than read, so it may be larger than memory, and must not be changed meanwhile. The time
 /// reported is that of the one pass over the logits, waiting for the disk included.
+///
+/// With p the softmax of a row and t its target, the loss of the row is -ln p[t]. Perplexity, bits per
+/// token, accuracy and standard errors are always those of -ln p[t], whatever --label-smoothing,
+/// --weight and --z-loss make of the loss; for --target-probs, of the cross-entropy of the row.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Score {
@@ -49,13 +55,18 @@ pub(crate) struct Score {
     pub(crate) targets: String,
 
     /// Target of the rows to leave out
+    ///
+    /// Their logits are not read, their loss is 0 and so is their gradient. With --target-probs there
+    /// is no target to compare: a class is then an error.
     #[arg(long, value_name = "I", default_value_t = -100, allow_negative_numbers = true)]
     pub(crate) ignore_index: i64,
 
     /// How row losses become one loss: none, sum, mean, or mean-over:N to divide their sum by N
     ///
-    /// `none` implies --per-token. Perplexity, bits per token and standard errors are always those
-    /// of the mean over the kept rows.
+    /// `mean` divides the sum by the number of kept rows, or with --weight (and targets that are
+    /// classes) by the sum of the weights of their targets; the z-loss always by the number of kept
+    /// rows. `none` implies --per-token. Perplexity, bits per token and standard errors are always
+    /// those of the mean over the kept rows.
     #[arg(long, value_name = "R", default_value = "mean")]
     pub(crate) reduction: Reduction,
 
@@ -71,21 +82,107 @@ pub(crate) struct Score {
     pub(crate) threads: Option<u16>,
 
     /// Also print one line per row
+    ///
+    /// With --target-probs the target shown is the most probable class.
     #[arg(long)]
     pub(crate) per_token: bool,
 
     /// Print one JSON object, rows included, instead of text
     ///
     /// Numbers are in the shortest form that reads back as the same number; those that JSON cannot
-    /// hold are null, and `loss_is` tells nan from inf.
+    /// hold are null, and `loss_is` tells nan from inf. --z-loss adds `cross_entropy` and `z_loss`,
+    /// the two parts of `loss`, and `z_loss` to each row. Where options make the loss differ from the
+    /// mean of -ln p[t], `nll` is that mean, which `stderr` is the standard error of.
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) loss: Loss,
+
+    #[command(flatten)]
+    pub(crate) gradient: Gradient,
+}
+
+/// What makes the loss another one than -ln p[t].
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of the loss")]
+pub(crate) struct Loss {
+    /// Name of a tensor of target probabilities, instead of --targets
+    ///
+    /// Of the shape and type of the logits. With q its row, the loss is -sum_j q[j] ln p[j]; rows need
+    /// not sum to 1.
+    #[arg(long, value_name = "NAME", conflicts_with = "targets")]
+    pub(crate) target_probs: Option<String>,
+
+    /// Share of each target's probability that goes to all classes alike, 0 to 1 [default: 0]
+    ///
+    /// loss = (1 - E) w[t] (-ln p[t]) + E / vocab * sum_c w[c] (-ln p[c]), with w the class weights or
+    /// 1; target probabilities q become (1 - E) q + E / vocab.
+    #[arg(long, value_name = "E", allow_negative_numbers = true)]
+    pub(crate) label_smoothing: Option<f64>,
+
+    /// Name of a tensor of class weights, of shape [vocab] and the type of the logits
+    ///
+    /// The loss of a row is multiplied by the weight of its target, and a mean divided by the sum of
+    /// these. With --target-probs each term of the loss has the weight of its class, and a mean is
+    /// over the number of rows.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) weight: Option<String>,
+
+    /// Adds F * lse^2 to the loss of each row, with lse its logsumexp; F >= 0 [default: 0]
+    ///
+    /// Not multiplied by class weights.
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    pub(crate) z_loss: Option<f64>,
+
+    /// Bounds logits by C * tanh(x / C), C > 0; -inf stays a mask [default: no bound]
+    #[arg(long, value_name = "C", allow_negative_numbers = true)]
+    pub(crate) softcap: Option<f64>,
+
+    /// Multiplies logits, before --softcap; K > 0 [default: 1]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    pub(crate) logit_scale: Option<f64>,
+
+    /// Divides logits, after --softcap; T > 0 [default: 1]
+    ///
+    /// Together: p is the softmax of softcap(K * x) / T, and lse its logsumexp.
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub(crate) temperature: Option<f64>,
+}
+
+/// The gradient and where it goes.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Gradient")]
+pub(crate) struct Gradient {
+    /// Writes the gradient of the loss by the logits to this file
+    ///
+    /// As tensor `grad`, of the shape and type of the logits. It is the gradient of the loss that
+    /// --reduction asks for; for `none`, of the sum of the row losses. The file is replaced if it
+    /// exists, once the gradient is complete: it is written to a temporary file beside it first.
+    #[arg(long, value_name = "OUT.safetensors")]
+    pub(crate) grad: Option<PathBuf>,
+
+    /// Name of a tensor that the gradient is multiplied by, F32 or F64
+    ///
+    /// Of shape [], the derivative of what is trained by the loss; or of shape [rows], that by the
+    /// loss of each row, before the division that a mean implies. [default: 1]
+    #[arg(long, value_name = "NAME", requires = "grad")]
+    pub(crate) upstream: Option<String>,
 }
 
 impl Score {
     /// Whether there is anything to print row by row.
     pub(crate) fn wants_rows(&self) -> bool {
         self.json || self.per_token || self.reduction == Reduction::None
+    }
+
+    /// Whether the mean of the row losses may be another number than that of the negative
+    /// log-probabilities. Those of target probabilities are defined as their cross-entropy, weights and
+    /// smoothing included.
+    pub(crate) fn has_nll_of_its_own(&self) -> bool {
+        let Loss { target_probs, label_smoothing, weight, z_loss, .. } = &self.loss;
+        z_loss.is_some()
+            || target_probs.is_none() && (label_smoothing.is_some() || weight.is_some())
     }
 }
 

@@ -1,5 +1,7 @@
-//! Logits and targets in a safetensors file, which nobody vouches for.
+//! Logits, targets and what else goes with them in a safetensors file, which nobody vouches for.
 
+use crate::args::Score;
+use crate::number::{Logit, Number, Stored, read};
 use memmap2::Mmap;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
@@ -9,7 +11,8 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use xent::Targets;
+use std::ptr;
+use xent::{CrossEntropy, Targets, Upstream};
 
 /// What is wrong with the file, apart from its name.
 #[derive(Debug, thiserror::Error)]
@@ -20,8 +23,8 @@ pub(crate) enum Error {
     NotAFile(&'static str),
     #[error("not a valid safetensors file: {0}")]
     Format(#[from] SafeTensorError),
-    #[error("no tensor `{name}` for the {role}; {others}")]
-    Missing { role: &'static str, name: String, others: String },
+    #[error("no tensor `{name}` for the {what}; {others}")]
+    Missing { what: &'static str, name: String, others: String },
     #[error("tensor `{name}` is {found}, expected {expected}")]
     Tensor { name: String, found: String, expected: String },
 }
@@ -47,13 +50,22 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, Error> {
     Ok(unsafe { Mmap::map(&file) }?)
 }
 
-/// A checked pair of tensors.
+/// Checked tensors, all of one shape and of types that go together.
 #[derive(Debug)]
-pub(crate) struct Input<'a> {
-    pub(crate) logits: Cow<'a, [f32]>,
+pub(crate) struct Input<'a, T: Logit> {
+    pub(crate) logits: Cow<'a, [T]>,
     pub(crate) rows: usize,
     pub(crate) vocab: usize,
-    pub(crate) targets: Ids<'a>,
+    pub(crate) targets: Answers<'a, T::Real>,
+    pub(crate) weight: Option<Cow<'a, [T::Real]>>,
+    pub(crate) upstream: Derivative<'a>,
+}
+
+/// What the model should have predicted.
+#[derive(Debug)]
+pub(crate) enum Answers<'a, R: Number> {
+    Ids(Ids<'a>),
+    Probs { probs: Cow<'a, [R]>, vocab: usize },
 }
 
 /// Targets in the type that the file has them in.
@@ -64,105 +76,241 @@ pub(crate) enum Ids<'a> {
     U32(Cow<'a, [u32]>),
 }
 
-impl Ids<'_> {
+/// What the gradient is multiplied by.
+#[derive(Debug)]
+pub(crate) enum Derivative<'a> {
+    OfAll(f64),
+    F32(Cow<'a, [f32]>),
+    F64(Cow<'a, [f64]>),
+}
+
+impl<R: Number> Answers<'_, R> {
     /// Those of a range of rows.
     pub(crate) fn targets(&self, rows: Range<usize>) -> Targets<'_> {
         match self {
-            Ids::I64(ids) => ids[rows].into(),
-            Ids::I32(ids) => ids[rows].into(),
-            Ids::U32(ids) => ids[rows].into(),
+            Answers::Ids(Ids::I64(ids)) => ids[rows].into(),
+            Answers::Ids(Ids::I32(ids)) => ids[rows].into(),
+            Answers::Ids(Ids::U32(ids)) => ids[rows].into(),
+            Answers::Probs { probs, vocab } => {
+                Targets::probs(R::floats(&probs[rows.start * vocab..rows.end * vocab]))
+            }
         }
     }
 
-    pub(crate) fn get(&self, row: usize) -> i64 {
+    /// The target of a row; the first of the most probable classes, as the library counts correct rows.
+    pub(crate) fn class(&self, row: usize) -> i64 {
         match self {
-            Ids::I64(ids) => ids[row],
-            Ids::I32(ids) => ids[row].into(),
-            Ids::U32(ids) => ids[row].into(),
+            Answers::Ids(Ids::I64(ids)) => ids[row],
+            Answers::Ids(Ids::I32(ids)) => ids[row].into(),
+            Answers::Ids(Ids::U32(ids)) => ids[row].into(),
+            Answers::Probs { probs, vocab } => {
+                let probs = &probs[row * vocab..][..*vocab];
+                let best =
+                    (0..*vocab).reduce(|best, j| if probs[j] > probs[best] { j } else { best });
+                best.map_or(-1, |class| class as i64)
+            }
         }
     }
 }
 
-impl<'a> Input<'a> {
-    /// Finds both tensors and checks their types and shapes.
-    pub(crate) fn new(file: &'a [u8], logits: &str, targets: &str) -> Result<Self, Error> {
-        let tensors = SafeTensors::deserialize(file)?;
-        let logits_view = find(&tensors, "logits", logits)?;
-        let wrong = |name: &str, view: &TensorView<'_>, expected: String| {
-            Err(Error::Tensor { name: name.to_owned(), found: describe(view), expected })
+impl Derivative<'_> {
+    pub(crate) fn upstream(&self) -> Upstream<'_> {
+        match self {
+            Derivative::OfAll(derivative) => (*derivative).into(),
+            Derivative::F32(each) => Upstream::rows(&each[..]),
+            Derivative::F64(each) => Upstream::rows(&each[..]),
+        }
+    }
+}
+
+/// Finds the logits and checks that they are some.
+pub(crate) fn logits<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, Error> {
+    let is_logits = |view: &TensorView<'_>| {
+        matches!(view.dtype(), Dtype::F32 | Dtype::F64) && view.shape().len() == 2
+    };
+    let role = Role { what: "logits", flag: "logits", fits: &is_logits };
+    let view = role.find(tensors, name)?;
+    if is_logits(&view) { Ok(view) } else { Err(wrong(name, &view, "F32 or F64 [rows, vocab]")) }
+}
+
+impl<'a, T: Logit> Input<'a, T> {
+    /// Finds everything that goes with these logits, which are of type `T`, and checks its types and
+    /// shapes.
+    pub(crate) fn new(
+        tensors: &SafeTensors<'a>,
+        logits: &TensorView<'a>,
+        args: &Score,
+    ) -> Result<Self, Error> {
+        let &[rows, vocab] = logits.shape() else {
+            return Err(wrong(&args.logits, logits, "[rows, vocab]"));
         };
-        let (&[rows, vocab], Dtype::F32) = (logits_view.shape(), logits_view.dtype()) else {
-            return wrong(logits, &logits_view, "F32 [rows, vocab]".to_owned());
-        };
-        let targets_view = find(&tensors, "targets", targets)?;
-        let bytes = targets_view.data();
-        let ids = match (targets_view.shape(), targets_view.dtype()) {
-            ([len], Dtype::I64) if *len == rows => Ids::I64(numbers(bytes, i64::from_le_bytes)),
-            ([len], Dtype::I32) if *len == rows => Ids::I32(numbers(bytes, i32::from_le_bytes)),
-            ([len], Dtype::U32) if *len == rows => Ids::U32(numbers(bytes, u32::from_le_bytes)),
-            _ => {
-                let found = describe(&logits_view);
-                let expected = format!("I64, I32 or U32 [{rows}] to go with `{logits}` {found}");
-                return wrong(targets, &targets_view, expected);
+        let find = Finder { tensors, logits, logits_name: &args.logits };
+        let real = T::Real::DTYPE;
+        let targets = match &args.loss.target_probs {
+            Some(name) => {
+                let role = ("target probabilities", "target-probs");
+                let view = find.tensor(role, name, &[real], &[&[rows, vocab]])?;
+                Answers::Probs { probs: Stored::read(view.data()), vocab }
+            }
+            None => {
+                let types = [Dtype::I64, Dtype::I32, Dtype::U32];
+                let view =
+                    find.tensor(("targets", "targets"), &args.targets, &types, &[&[rows]])?;
+                let bytes = view.data();
+                Answers::Ids(match view.dtype() {
+                    Dtype::I64 => Ids::I64(read(bytes, i64::from_le_bytes)),
+                    Dtype::I32 => Ids::I32(read(bytes, i32::from_le_bytes)),
+                    _ => Ids::U32(read(bytes, u32::from_le_bytes)),
+                })
             }
         };
-        let logits = numbers(logits_view.data(), f32::from_le_bytes);
-        Ok(Input { logits, rows, vocab, targets: ids })
+        let weight = match &args.loss.weight {
+            Some(name) => {
+                let view = find.tensor(("class weights", "weight"), name, &[real], &[&[vocab]])?;
+                Some(Stored::read(view.data()))
+            }
+            None => None,
+        };
+        let upstream = match &args.gradient.upstream {
+            Some(name) => {
+                let role = ("upstream gradient", "upstream");
+                let types = [Dtype::F32, Dtype::F64];
+                let view = find.tensor(role, name, &types, &[&[rows], &[]])?;
+                Derivative::new(&view)
+            }
+            None => Derivative::OfAll(1.0),
+        };
+        let logits = T::read(logits.data());
+        Ok(Input { logits, rows, vocab, targets, weight, upstream })
+    }
+
+    /// The loss that `args` asks for, but for its reduction.
+    pub(crate) fn cross_entropy(&self, args: &Score) -> CrossEntropy<'_> {
+        let options = &args.loss;
+        let mut ce = CrossEntropy::new().ignore_index(args.ignore_index);
+        if let Some(weight) = &self.weight {
+            ce = ce.class_weights(T::Real::floats(weight));
+        }
+        if let Some(e) = options.label_smoothing {
+            ce = ce.label_smoothing(e);
+        }
+        if let Some(factor) = options.z_loss {
+            ce = ce.z_loss(factor);
+        }
+        if let Some(c) = options.softcap {
+            ce = ce.softcap(c);
+        }
+        if let Some(scale) = options.logit_scale {
+            ce = ce.logit_scale(scale);
+        }
+        if let Some(temperature) = options.temperature {
+            ce = ce.temperature(temperature);
+        }
+        ce
     }
 }
 
-/// The elements of a tensor, where they are if possible.
-///
-/// Nothing makes a writer align its tensors, although most do: elements that start at an odd address
-/// are copied. So are all elements on a big-endian machine, since those of the file are not.
-fn numbers<T: bytemuck::AnyBitPattern, const N: usize>(
-    bytes: &[u8],
-    from_le: fn([u8; N]) -> T,
-) -> Cow<'_, [T]> {
-    match bytemuck::try_cast_slice(bytes) {
-        Ok(numbers) if cfg!(target_endian = "little") => Cow::Borrowed(numbers),
-        _ => Cow::Owned(bytes.as_chunks().0.iter().map(|&element| from_le(element)).collect()),
+impl<'a> Derivative<'a> {
+    /// From a tensor that was checked.
+    fn new(view: &TensorView<'a>) -> Self {
+        let is_scalar = view.shape().is_empty();
+        match view.dtype() {
+            Dtype::F32 => match f32::read(view.data()) {
+                all if is_scalar => Derivative::OfAll(all[0].into()),
+                each => Derivative::F32(each),
+            },
+            _ => match f64::read(view.data()) {
+                all if is_scalar => Derivative::OfAll(all[0]),
+                each => Derivative::F64(each),
+            },
+        }
     }
 }
 
-fn find<'a>(
-    tensors: &SafeTensors<'a>,
-    role: &'static str,
-    name: &str,
-) -> Result<TensorView<'a>, Error> {
-    tensors.tensor(name).map_err(|_| Error::Missing {
-        role,
-        name: name.to_owned(),
-        others: list(tensors, role),
-    })
+/// Finds what has to go with the logits.
+struct Finder<'t, 'a> {
+    tensors: &'t SafeTensors<'a>,
+    logits: &'t TensorView<'a>,
+    logits_name: &'t str,
+}
+
+impl<'a> Finder<'_, 'a> {
+    fn tensor(
+        &self,
+        (what, flag): (&'static str, &'static str),
+        name: &str,
+        types: &[Dtype],
+        shapes: &[&[usize]],
+    ) -> Result<TensorView<'a>, Error> {
+        let fits =
+            |view: &TensorView<'_>| types.contains(&view.dtype()) && shapes.contains(&view.shape());
+        // Nobody means the logits themselves, although their shape may be that of probabilities.
+        let may_be_meant =
+            |view: &TensorView<'_>| fits(view) && !ptr::eq(view.data(), self.logits.data());
+        let view = Role { what, flag, fits: &may_be_meant }.find(self.tensors, name)?;
+        if fits(&view) {
+            return Ok(view);
+        }
+        let types = alternatives(types.iter().map(Dtype::to_string));
+        let shapes = alternatives(shapes.iter().map(|shape| format!("{shape:?}")));
+        let (logits, found) = (self.logits_name, describe(self.logits));
+        Err(wrong(name, &view, &format!("{types} {shapes} to go with `{logits}` {found}")))
+    }
+}
+
+/// `A`, `A or B`, `A, B or C`
+fn alternatives(texts: impl Iterator<Item = String>) -> String {
+    let texts: Vec<String> = texts.collect();
+    match &texts[..] {
+        [] => String::new(),
+        [one] => one.clone(),
+        [most @ .., last] => format!("{} or {last}", most.join(", ")),
+    }
+}
+
+fn wrong(name: &str, view: &TensorView<'_>, expected: &str) -> Error {
+    Error::Tensor { name: name.to_owned(), found: describe(view), expected: expected.to_owned() }
 }
 
 fn describe(view: &TensorView<'_>) -> String {
     format!("{} {:?}", view.dtype(), view.shape())
 }
 
-/// What the file has instead of the tensor that was asked for.
-fn list(tensors: &SafeTensors<'_>, role: &str) -> String {
-    const SHOWN: usize = 16;
-    let mut all = tensors.tensors();
-    if all.is_empty() {
-        return "the file has no tensors".to_owned();
+/// What a tensor is for.
+struct Role<'f> {
+    what: &'static str,
+    flag: &'static str,
+    /// Whether a tensor could be it.
+    fits: &'f dyn Fn(&TensorView<'_>) -> bool,
+}
+
+impl Role<'_> {
+    fn find<'a>(&self, tensors: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, Error> {
+        tensors.tensor(name).map_err(|_| Error::Missing {
+            what: self.what,
+            name: name.to_owned(),
+            others: self.list(tensors),
+        })
     }
-    all.sort_by(|a, b| a.0.cmp(&b.0));
-    let shown = all.iter().take(SHOWN).map(|(name, view)| format!("`{name}` {}", describe(view)));
-    let mut text = format!("the file has {}", shown.collect::<Vec<_>>().join(", "));
-    if all.len() > SHOWN {
-        let _ = write!(text, " and {} more", all.len() - SHOWN);
-    }
-    let candidate = |view: &TensorView<'_>| match role {
-        "logits" => view.dtype() == Dtype::F32 && view.shape().len() == 2,
-        _ => {
-            matches!(view.dtype(), Dtype::I64 | Dtype::I32 | Dtype::U32) && view.shape().len() == 1
+
+    /// What the file has instead of the tensor that was asked for.
+    fn list(&self, tensors: &SafeTensors<'_>) -> String {
+        const SHOWN: usize = 16;
+        let mut all = tensors.tensors();
+        if all.is_empty() {
+            return "the file has no tensors".to_owned();
         }
-    };
-    let mut candidates = all.iter().filter(|(_, view)| candidate(view));
-    if let (Some((name, _)), None) = (candidates.next(), candidates.next()) {
-        let _ = write!(text, "; try `--{role} {name}`");
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        let show = |(name, view): &(String, TensorView<'_>)| format!("`{name}` {}", describe(view));
+        let shown: Vec<String> = all.iter().take(SHOWN).map(show).collect();
+        let mut text = format!("the file has {}", shown.join(", "));
+        if all.len() > SHOWN {
+            let _ = write!(text, " and {} more", all.len() - SHOWN);
+        }
+        let mut candidates = all.iter().filter(|(_, view)| (self.fits)(view));
+        if let (Some((name, _)), None) = (candidates.next(), candidates.next()) {
+            let _ = write!(text, "; try `--{} {name}`", self.flag);
+        }
+        text
     }
-    text
 }

@@ -3,13 +3,19 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 mod args;
+mod gradient;
 mod input;
+mod number;
 mod report;
 mod score;
 
 use args::{Args, Command, Score};
 use clap::Parser;
+use gradient::GradientFile;
 use input::Input;
+use number::Logit;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use score::Scores;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -23,8 +29,12 @@ enum Error {
     Target { file: PathBuf, tensor: String, error: xent::Error, ignore_index: i64 },
     #[error("{}: {error}", file.display())]
     Score { file: PathBuf, error: xent::Error },
+    #[error("{}: {error}", file.display())]
+    Gradient { file: PathBuf, error: gradient::Error },
     #[error("{0}")]
-    Backend(xent::Error),
+    Usage(xent::Error),
+    #[error("--{} {value}: it must be {range}", option.replace('_', "-"))]
+    Option { option: &'static str, value: String, range: &'static str },
     #[error("cannot start {threads} threads: {error}")]
     Threads { threads: u16, error: rayon::ThreadPoolBuildError },
     #[error("standard output: {0}")]
@@ -46,7 +56,12 @@ fn main() -> ExitCode {
         },
         Err(error) => return bad_usage(&error),
     };
-    let usage = matches!(error, Error::Backend(_));
+    let usage = matches!(
+        error,
+        Error::Usage(_)
+            | Error::Option { .. }
+            | Error::Gradient { error: gradient::Error::IsInput, .. }
+    );
     complain(&error.to_string());
     ExitCode::from(if usage { USAGE } else { DATA })
 }
@@ -78,9 +93,36 @@ fn complain(message: &str) {
 fn score(args: &Score) -> Result<(), Error> {
     let bad_input = |error| Error::Input { file: args.file.clone(), error };
     let file = input::map(&args.file).map_err(bad_input)?;
-    let input = Input::new(&file, &args.logits, &args.targets).map_err(bad_input)?;
-    let scores = in_pool(args.threads, || score::run(&input, args))?
-        .map_err(|error| scoring_error(error, args))?;
+    let tensors = SafeTensors::deserialize(&file).map_err(|error| bad_input(error.into()))?;
+    let logits = input::logits(&tensors, &args.logits).map_err(bad_input)?;
+    match logits.dtype() {
+        Dtype::F64 => score_as::<f64>(&tensors, &logits, args),
+        _ => score_as::<f32>(&tensors, &logits, args),
+    }
+}
+
+fn score_as<T: Logit>(
+    tensors: &SafeTensors<'_>,
+    logits: &TensorView<'_>,
+    args: &Score,
+) -> Result<(), Error> {
+    let input = Input::<T>::new(tensors, logits, args)
+        .map_err(|error| Error::Input { file: args.file.clone(), error })?;
+    let run = |gradient: Option<&mut [T]>| {
+        in_pool(args.threads, || score::run(&input, args, gradient))?
+            .map_err(|error| scoring_error(error, args))
+    };
+    let scores = match &args.gradient.grad {
+        None => run(None)?,
+        Some(to) => {
+            let bad_gradient = |error| Error::Gradient { file: to.clone(), error };
+            let mut file = GradientFile::new::<T>(to, &args.file, input.rows, input.vocab)
+                .map_err(bad_gradient)?;
+            let scores = run(Some(file.elements()))?;
+            file.finish::<T>().map_err(bad_gradient)?;
+            scores
+        }
+    };
     print(&scores, &input, args).map_err(Error::Output)
 }
 
@@ -97,15 +139,16 @@ fn scoring_error(error: xent::Error, args: &Score) -> Error {
             let (tensor, ignore_index) = (args.targets.clone(), args.ignore_index);
             Error::Target { file, tensor, error, ignore_index }
         }
-        // A bad `XENT_BACKEND`: `--backend` was checked with the rest of the command line.
-        xent::Error::UnknownBackend { .. } | xent::Error::BackendUnavailable { .. } => {
-            Error::Backend(error)
-        }
+        // A backend is a bad `XENT_BACKEND`: `--backend` was checked with the rest of the command line.
+        xent::Error::UnknownBackend { .. }
+        | xent::Error::BackendUnavailable { .. }
+        | xent::Error::IgnoreIndexWithProbs { .. } => Error::Usage(error),
+        xent::Error::Option { option, value, range } => Error::Option { option, value, range },
         _ => Error::Score { file, error },
     }
 }
 
-fn print(scores: &Scores, input: &Input<'_>, args: &Score) -> io::Result<()> {
+fn print<T: Logit>(scores: &Scores<T::Real>, input: &Input<'_, T>, args: &Score) -> io::Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
     report::print(&mut out, scores, input, args)?;
     out.flush()

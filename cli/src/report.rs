@@ -2,45 +2,54 @@
 #![forbid(unsafe_code)]
 
 use crate::args::{Reduction, Score};
-use crate::input::{Ids, Input};
+use crate::input::{Answers, Input};
+use crate::number::{Logit, Number};
 use crate::score::{RowScores, Scores};
 use serde::{Serialize, Serializer};
 use std::io::{self, Write};
 
 /// Row results along with the targets that they are for.
-struct Rows<'a> {
-    scores: &'a RowScores,
-    targets: &'a Ids<'a>,
+struct Rows<'a, R: Number> {
+    scores: &'a RowScores<R>,
+    targets: &'a Answers<'a, R>,
 }
 
-/// Numbers of one row stay `f32`, whose shortest form is shorter than that of the same `f64`.
+/// Numbers of one row stay `f32` where the logits are, whose shortest form is shorter than that of the
+/// same `f64`.
 #[derive(Serialize)]
-struct Row {
-    loss: f32,
+struct Row<R> {
+    loss: R,
     #[serde(skip_serializing_if = "Option::is_none")]
     loss_is: Option<&'static str>,
-    lse: f32,
-    logprob: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    z_loss: Option<R>,
+    lse: R,
+    logprob: R,
     argmax: i64,
     correct: bool,
+    #[serde(skip)]
+    target: i64,
 }
 
-impl Rows<'_> {
-    fn row(&self, i: usize) -> Row {
+impl<R: Number> Rows<'_, R> {
+    fn row(&self, i: usize) -> Row<R> {
         let loss = self.scores.losses[i];
         let argmax = self.scores.argmax[i];
+        let target = self.targets.class(i);
         Row {
             loss,
-            loss_is: (!loss.is_finite()).then(|| kind(loss.into())),
+            loss_is: (!loss.into().is_finite()).then(|| kind(loss.into())),
+            z_loss: self.scores.z_losses.as_ref().map(|z_losses| z_losses[i]),
             lse: self.scores.logsumexp[i],
             logprob: self.scores.logprobs[i],
             argmax,
             // The argmax of an ignored row is -1, which may be the ignore index.
-            correct: argmax >= 0 && argmax == self.targets.get(i),
+            correct: argmax >= 0 && argmax == target,
+            target,
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = Row> {
+    fn iter(&self) -> impl Iterator<Item = Row<R>> {
         (0..self.scores.losses.len()).map(|i| self.row(i))
     }
 }
@@ -59,9 +68,15 @@ fn kind(loss: f64) -> &'static str {
 
 /// Numbers that are not finite are written as null by the serializer.
 #[derive(Serialize)]
-struct Report<'a> {
+struct Report<'a, R: Number> {
     loss: Option<f64>,
     loss_is: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cross_entropy: Option<Option<f64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    z_loss: Option<Option<f64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nll: Option<f64>,
     reduction: String,
     perplexity: f64,
     perplexity_stderr: f64,
@@ -76,45 +91,53 @@ struct Report<'a> {
     seconds: f64,
     gb_per_s: f64,
     #[serde(serialize_with = "sequence")]
-    rows: Option<Rows<'a>>,
+    rows: Option<Rows<'a, R>>,
 }
 
 /// Row by row, so that no second copy of all rows is made.
-fn sequence<S: Serializer>(rows: &Option<Rows<'_>>, serializer: S) -> Result<S::Ok, S::Error> {
+fn sequence<R: Number, S: Serializer>(
+    rows: &Option<Rows<'_, R>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(rows.iter().flat_map(Rows::iter))
 }
 
 /// Prints what `args` asks for.
-pub(crate) fn print(
+pub(crate) fn print<T: Logit>(
     out: &mut impl Write,
-    scores: &Scores,
-    input: &Input<'_>,
+    scores: &Scores<T::Real>,
+    input: &Input<'_, T>,
     args: &Score,
 ) -> io::Result<()> {
     let rows = scores.rows.as_ref().map(|scores| Rows { scores, targets: &input.targets });
     if args.json {
-        return json(out, scores, rows, input.vocab, args.reduction);
+        return json(out, scores, rows, input.vocab, args);
     }
     if let Some(rows) = rows {
         table(out, &rows)?;
         writeln!(out)?;
     }
-    summary(out, scores, args.reduction)
+    summary(out, scores, args)
 }
 
-fn json(
+fn json<R: Number>(
     out: &mut impl Write,
-    scores: &Scores,
-    rows: Option<Rows<'_>>,
+    scores: &Scores<R>,
+    rows: Option<Rows<'_, R>>,
     vocab: usize,
-    reduction: Reduction,
+    args: &Score,
 ) -> io::Result<()> {
     let e = &scores.evaluation;
-    let loss = (reduction != Reduction::None).then(|| e.loss());
+    let reduced = |loss: f64| (args.reduction != Reduction::None).then_some(loss);
+    let part = |part: f64| args.loss.z_loss.map(|_| reduced(part));
+    let loss = reduced(e.loss());
     let report = Report {
         loss,
         loss_is: loss.map_or("none", kind),
-        reduction: reduction.to_string(),
+        cross_entropy: part(e.cross_entropy()),
+        z_loss: part(e.z_loss()),
+        nll: args.has_nll_of_its_own().then(|| e.mean()),
+        reduction: args.reduction.to_string(),
         perplexity: e.perplexity(),
         perplexity_stderr: e.perplexity_stderr(),
         stderr: e.stderr(),
@@ -133,26 +156,27 @@ fn json(
     writeln!(out)
 }
 
-fn table(out: &mut impl Write, rows: &Rows<'_>) -> io::Result<()> {
-    writeln!(
-        out,
-        "{:>8} {:>8} {:>14} {:>14} {:>14} {:>8} correct",
-        "row", "target", "loss", "logprob", "lse", "argmax"
-    )?;
+fn table<R: Number>(out: &mut impl Write, rows: &Rows<'_, R>) -> io::Result<()> {
+    let w = R::WIDTH;
+    write!(out, "{:>8} {:>8} {:>w$}", "row", "target", "loss")?;
+    if rows.scores.z_losses.is_some() {
+        write!(out, " {:>w$}", "z-loss")?;
+    }
+    writeln!(out, " {:>w$} {:>w$} {:>8} correct", "logprob", "lse", "argmax")?;
     for (i, row) in rows.iter().enumerate() {
-        let Row { loss, lse, logprob, argmax, correct, .. } = row;
+        let Row { loss, z_loss, lse, logprob, argmax, correct, target, .. } = row;
         let correct = match (argmax, correct) {
             (-1, _) => "ignored",
             (_, true) => "yes",
             (_, false) => "no",
         };
-        let target = rows.targets.get(i);
         // `Debug` of a float is the shortest form too, with an exponent where `Display` would
         // print dozens of zeros.
-        writeln!(
-            out,
-            "{i:>8} {target:>8} {loss:>14?} {logprob:>14?} {lse:>14?} {argmax:>8} {correct}"
-        )?;
+        write!(out, "{i:>8} {target:>8} {loss:>w$?}")?;
+        if let Some(z_loss) = z_loss {
+            write!(out, " {z_loss:>w$?}")?;
+        }
+        writeln!(out, " {logprob:>w$?} {lse:>w$?} {argmax:>8} {correct}")?;
     }
     Ok(())
 }
@@ -166,20 +190,29 @@ fn number(x: f64) -> String {
     }
 }
 
-fn summary(out: &mut impl Write, scores: &Scores, reduction: Reduction) -> io::Result<()> {
+fn summary<R>(out: &mut impl Write, scores: &Scores<R>, args: &Score) -> io::Result<()> {
     let e = &scores.evaluation;
     // Of one row there is no standard error.
     let with_error = |value: f64, error: f64| match e.count() {
         0 | 1 => number(value),
         _ => format!("{} +/- {}", number(value), number(error)),
     };
-    match reduction {
+    let has_nll = args.has_nll_of_its_own();
+    match args.reduction {
         Reduction::None => {}
-        Reduction::Mean => {
+        // The standard error is that of the mean of the negative log-probabilities.
+        Reduction::Mean if !has_nll => {
             let mean = with_error(e.loss(), e.stderr());
             writeln!(out, "loss            {mean} (mean)")?;
         }
-        _ => writeln!(out, "loss            {} ({reduction})", number(e.loss()))?,
+        reduction => writeln!(out, "loss            {} ({reduction})", number(e.loss()))?,
+    }
+    if args.loss.z_loss.is_some() && args.reduction != Reduction::None {
+        writeln!(out, "  cross-entropy {}", number(e.cross_entropy()))?;
+        writeln!(out, "  z-loss        {}", number(e.z_loss()))?;
+    }
+    if has_nll {
+        writeln!(out, "nll             {} (mean)", with_error(e.mean(), e.stderr()))?;
     }
     let perplexity = with_error(e.perplexity(), e.perplexity_stderr());
     writeln!(out, "perplexity      {perplexity}")?;

@@ -3,11 +3,12 @@
 
 use crate::args::{Reduction, Score};
 use crate::input::Input;
+use crate::number::Logit;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal};
 use std::ops::Range;
 use std::time::{Duration, Instant};
-use xent::{Backend, CrossEntropy, Evaluation, Logits, RowOutputs};
+use xent::{Backend, CrossEntropy, Evaluation, Gradient, Logits, LogitsMut, RowOutputs};
 
 /// Bytes of logits below which even a disk is done before anyone wonders.
 const LONG: usize = 1 << 30;
@@ -17,10 +18,10 @@ const GROUP: usize = 64 << 20;
 
 /// Everything that there is to report.
 #[derive(Debug)]
-pub(crate) struct Scores {
+pub(crate) struct Scores<R> {
     pub(crate) evaluation: Evaluation,
     /// If rows were asked for.
-    pub(crate) rows: Option<RowScores>,
+    pub(crate) rows: Option<RowScores<R>>,
     pub(crate) backend: Backend,
     pub(crate) threads: usize,
     pub(crate) seconds: f64,
@@ -30,60 +31,81 @@ pub(crate) struct Scores {
 
 /// One element per row of each.
 #[derive(Debug, PartialEq)]
-pub(crate) struct RowScores {
-    pub(crate) losses: Vec<f32>,
-    pub(crate) logprobs: Vec<f32>,
-    pub(crate) logsumexp: Vec<f32>,
+pub(crate) struct RowScores<R> {
+    pub(crate) losses: Vec<R>,
+    pub(crate) logprobs: Vec<R>,
+    pub(crate) logsumexp: Vec<R>,
     pub(crate) argmax: Vec<i64>,
+    /// If there is a z-loss.
+    pub(crate) z_losses: Option<Vec<R>>,
 }
 
-impl RowScores {
-    fn new(rows: usize) -> Self {
+impl<R: Default + Clone> RowScores<R> {
+    fn new(rows: usize, z_loss: bool) -> Self {
+        let zeros = || vec![R::default(); rows];
         RowScores {
-            losses: vec![0.0; rows],
-            logprobs: vec![0.0; rows],
-            logsumexp: vec![0.0; rows],
+            losses: zeros(),
+            logprobs: zeros(),
+            logsumexp: zeros(),
             argmax: vec![0; rows],
+            z_losses: z_loss.then(zeros),
         }
     }
 
-    fn outputs(&mut self, rows: Range<usize>) -> RowOutputs<'_> {
-        RowOutputs::new()
+    fn outputs(&mut self, rows: Range<usize>) -> RowOutputs<'_, R> {
+        let outputs = RowOutputs::new()
             .losses(&mut self.losses[rows.clone()])
             .logprobs(&mut self.logprobs[rows.clone()])
             .logsumexp(&mut self.logsumexp[rows.clone()])
-            .argmax(&mut self.argmax[rows])
+            .argmax(&mut self.argmax[rows.clone()]);
+        match &mut self.z_losses {
+            Some(z_losses) => outputs.z_losses(&mut z_losses[rows]),
+            None => outputs,
+        }
     }
 }
 
-/// Scores all rows in the current rayon pool.
-pub(crate) fn run(input: &Input<'_>, args: &Score) -> Result<Scores, xent::Error> {
+/// Scores all rows in the current rayon pool, and writes their gradient to where one is wanted.
+pub(crate) fn run<T: Logit>(
+    input: &Input<'_, T>,
+    args: &Score,
+    gradient: Option<&mut [T]>,
+) -> Result<Scores<T::Real>, xent::Error> {
     let backend = args.backend.map_or_else(Backend::selected, Ok)?;
     let reduction = match args.reduction {
-        Reduction::Sum => xent::Reduction::Sum,
+        // The loss is not shown, but it has a gradient: that of a sum is the one of each row.
+        Reduction::None | Reduction::Sum => xent::Reduction::Sum,
         Reduction::MeanOver(count) => xent::Reduction::MeanOver(count),
-        Reduction::Mean | Reduction::None => xent::Reduction::Mean,
+        Reduction::Mean => xent::Reduction::Mean,
     };
-    let ce =
-        CrossEntropy::new().ignore_index(args.ignore_index).reduction(reduction).backend(backend);
-    let mut rows = args.wants_rows().then(|| RowScores::new(input.rows));
+    let ce = input.cross_entropy(args).reduction(reduction).backend(backend);
+    // Without classes there is no memory that bounds the number of rows, so no memory is asked for.
+    if input.vocab == 0 && input.rows > 0 && args.loss.target_probs.is_some() {
+        return Err(xent::Error::NoClasses { rows: input.rows });
+    }
+    let mut rows =
+        args.wants_rows().then(|| RowScores::new(input.rows, args.loss.z_loss.is_some()));
     let logits_bytes = size_of_val(&*input.logits);
     let watched = logits_bytes >= LONG && io::stderr().is_terminal();
-    let (bar, group) = match (watched, args.json) {
+    // A sum of sums may differ in its last bits from one sum: text does not show them, but what programs
+    // read must not depend on who is watching. A gradient is divided by the weight of all rows.
+    let in_one_call = args.json || gradient.is_some();
+    let (bar, group) = match (watched, in_one_call) {
         (false, _) => (ProgressBar::hidden(), input.rows),
-        // A sum of sums may differ in its last bits from one sum: text does not show them, but what
-        // programs read must not depend on who is watching.
         (true, true) => (spinner(logits_bytes), input.rows),
-        (true, false) => (progress(logits_bytes), GROUP / (input.vocab * size_of::<f32>()).max(1)),
+        (true, false) => (progress(logits_bytes), GROUP / (input.vocab * size_of::<T>()).max(1)),
     };
 
     let begin = Instant::now();
-    let evaluation = evaluate(&ce, input, rows.as_mut(), group.max(1), &bar);
+    let evaluation = match gradient {
+        Some(gradient) => differentiate(&ce, input, rows.as_mut(), gradient),
+        None => evaluate(&ce, input, rows.as_mut(), group.max(1), &bar),
+    };
     let seconds = begin.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let evaluation = evaluation?;
 
-    let bytes = evaluation.count() as f64 * input.vocab as f64 * size_of::<f32>() as f64;
+    let bytes = evaluation.count() as f64 * input.vocab as f64 * size_of::<T>() as f64;
     Ok(Scores {
         evaluation,
         rows,
@@ -94,20 +116,42 @@ pub(crate) fn run(input: &Input<'_>, args: &Score) -> Result<Scores, xent::Error
     })
 }
 
-/// Evaluates `group` rows at a time.
-fn evaluate(
+fn outputs<R: Default + Clone>(
+    rows: Option<&mut RowScores<R>>,
+    range: Range<usize>,
+) -> RowOutputs<'_, R> {
+    match rows {
+        None => RowOutputs::new().count_correct(),
+        Some(rows) => rows.outputs(range),
+    }
+}
+
+/// Evaluates all rows and writes their gradient.
+fn differentiate<T: Logit>(
     ce: &CrossEntropy,
-    input: &Input<'_>,
-    mut rows: Option<&mut RowScores>,
+    input: &Input<'_, T>,
+    rows: Option<&mut RowScores<T::Real>>,
+    gradient: &mut [T],
+) -> Result<Evaluation, xent::Error> {
+    let all = 0..input.rows;
+    let logits = Logits::new(&input.logits, input.rows, input.vocab)?;
+    let gradient = LogitsMut::new(gradient, input.rows, input.vocab)?;
+    let gradient = Gradient::new(gradient).upstream(input.upstream.upstream());
+    let targets = input.targets.targets(all.clone());
+    ce.forward_backward(logits, targets, gradient, outputs(rows, all))
+}
+
+/// Evaluates `group` rows at a time.
+fn evaluate<T: Logit>(
+    ce: &CrossEntropy,
+    input: &Input<'_, T>,
+    mut rows: Option<&mut RowScores<T::Real>>,
     group: usize,
     bar: &ProgressBar,
 ) -> Result<Evaluation, xent::Error> {
     let mut evaluate = |range: Range<usize>| {
         let logits = &input.logits[range.start * input.vocab..range.end * input.vocab];
-        let outputs = match rows.as_deref_mut() {
-            None => RowOutputs::new().count_correct(),
-            Some(rows) => rows.outputs(range.clone()),
-        };
+        let outputs = outputs(rows.as_deref_mut(), range.clone());
         let targets = input.targets.targets(range.clone());
         let evaluation =
             ce.evaluate(Logits::new(logits, range.len(), input.vocab)?, targets, outputs);
@@ -149,20 +193,27 @@ fn spinner(bytes: usize) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::Ids;
+    use crate::input::{Answers, Derivative, Ids};
 
     const ROWS: usize = 23;
     const VOCAB: usize = 19;
 
-    fn input(targets: &[i64]) -> Input<'_> {
+    type Scored = Result<(Evaluation, RowScores<f32>), xent::Error>;
+
+    fn input(targets: Answers<'_, f32>) -> Input<'_, f32> {
         let logits = (0..ROWS * VOCAB).map(|i| (i * i % 101) as f32 * 0.1).collect();
-        Input { logits, rows: ROWS, vocab: VOCAB, targets: Ids::I64(targets.into()) }
+        let upstream = Derivative::OfAll(1.0);
+        Input { logits, rows: ROWS, vocab: VOCAB, targets, weight: None, upstream }
     }
 
-    fn evaluate(input: &Input<'_>, group: usize) -> Result<(Evaluation, RowScores), xent::Error> {
-        let mut rows = RowScores::new(ROWS);
+    fn ids(ids: &[i64]) -> Input<'_, f32> {
+        input(Answers::Ids(Ids::I64(ids.into())))
+    }
+
+    fn evaluate(ce: &CrossEntropy, input: &Input<'_, f32>, group: usize) -> Scored {
+        let mut rows = RowScores::new(ROWS, true);
         let bar = ProgressBar::hidden();
-        let all = super::evaluate(&CrossEntropy::new(), input, Some(&mut rows), group, &bar)?;
+        let all = super::evaluate(ce, input, Some(&mut rows), group, &bar)?;
         assert_eq!(bar.position() as usize, ROWS * VOCAB * size_of::<f32>());
         Ok((all, rows))
     }
@@ -171,18 +222,35 @@ mod tests {
     fn groups_do_not_matter() {
         let targets: Vec<i64> =
             (0..ROWS as i64).map(|i| if i < 5 { -100 } else { i % 19 }).collect();
-        let input = input(&targets);
-        let (whole, rows) = evaluate(&input, ROWS).unwrap();
-        assert_eq!((whole.count(), whole.ignored()), (18, 5));
-        for group in 1..=ROWS + 1 {
-            let (all, grouped) = evaluate(&input, group).unwrap();
-            assert_eq!(grouped, rows, "groups of {group}");
-            assert_eq!(all.count(), whole.count());
-            assert_eq!(all.ignored(), whole.ignored());
-            assert_eq!(all.correct(), whole.correct());
-            let close = |a: f64, b: f64| (a - b).abs() <= 1e-14 * b.abs();
-            assert!(close(all.loss(), whole.loss()), "groups of {group}: {all:?} {whole:?}");
-            assert!(close(all.stderr(), whole.stderr()), "groups of {group}: {all:?} {whole:?}");
+        // Some of both signs, so that groups differ in what their means are divided by.
+        let weights: Vec<f32> = (0..VOCAB).map(|i| (i % 5) as f32 - 0.75).collect();
+        let probs = (0..ROWS * VOCAB).map(|i| (i % 7) as f32 * 0.05).collect();
+        let (ids, probs) = (ids(&targets), input(Answers::Probs { probs, vocab: VOCAB }));
+        let plain = CrossEntropy::new();
+        let options = plain.clone().class_weights(&weights).label_smoothing(0.1).z_loss(0.01);
+        for (input, ce, kept) in
+            [(&ids, &plain, 18), (&ids, &options, 18), (&probs, &plain, 23), (&probs, &options, 23)]
+        {
+            let (whole, rows) = evaluate(ce, input, ROWS).unwrap();
+            assert_eq!((whole.count(), whole.ignored()), (kept, ROWS as u64 - kept));
+            for group in 1..=ROWS + 1 {
+                let (all, grouped) = evaluate(ce, input, group).unwrap();
+                assert_eq!(grouped, rows, "groups of {group}");
+                assert_eq!(all.count(), whole.count());
+                assert_eq!(all.ignored(), whole.ignored());
+                assert_eq!(all.correct(), whole.correct());
+                for number in [
+                    Evaluation::loss,
+                    Evaluation::cross_entropy,
+                    Evaluation::z_loss,
+                    Evaluation::mean,
+                    Evaluation::stderr,
+                ] {
+                    let (a, b) = (number(&all), number(&whole));
+                    let close = (a - b).abs() <= 1e-14 * b.abs();
+                    assert!(close, "groups of {group}: {all:?} {whole:?}");
+                }
+            }
         }
     }
 
@@ -192,7 +260,8 @@ mod tests {
         targets[17] = 19;
         let error = xent::Error::TargetOutOfRange { row: 17, target: 19, vocab: VOCAB };
         for group in [1, 4, 17, 18, ROWS] {
-            assert_eq!(evaluate(&input(&targets), group).unwrap_err(), error, "groups of {group}");
+            let got = evaluate(&CrossEntropy::new(), &ids(&targets), group).unwrap_err();
+            assert_eq!(got, error, "groups of {group}");
         }
     }
 }

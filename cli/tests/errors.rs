@@ -75,13 +75,16 @@ fn wrong_types_and_shapes() {
     let ids = || (Dtype::I64, vec![2]);
     for (dtype, shape, found) in [
         (Dtype::BF16, vec![2, 3], "BF16 [2, 3]"),
-        (Dtype::F64, vec![2, 3], "F64 [2, 3]"),
+        (Dtype::F64, vec![2, 3, 4], "F64 [2, 3, 4]"),
         (Dtype::F32, vec![6], "F32 [6]"),
         (Dtype::F32, vec![], "F32 []"),
         (Dtype::F32, vec![1, 2, 3], "F32 [1, 2, 3]"),
     ] {
         let message = bad_file(&file((dtype, shape), ids()), &[]);
-        assert_eq!(message, format!(": tensor `logits` is {found}, expected F32 [rows, vocab]"));
+        assert_eq!(
+            message,
+            format!(": tensor `logits` is {found}, expected F32 or F64 [rows, vocab]")
+        );
     }
     for (dtype, shape, found) in [
         (Dtype::U8, vec![2], "U8 [2]"),
@@ -95,6 +98,148 @@ fn wrong_types_and_shapes() {
         let expected = "I64, I32 or U32 [2] to go with `logits` F32 [2, 3]";
         assert_eq!(message, format!(": tensor `targets` is {found}, expected {expected}"));
     }
+}
+
+#[test]
+fn tensors_of_options() {
+    let files = Files::new();
+    let tensor = |name, dtype: Dtype, shape: &[usize]| {
+        let data = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
+        (name, dtype, shape.to_vec(), data)
+    };
+    let with = |dtype, shape: &[usize]| {
+        let other = tensor("x", dtype, shape);
+        let logits = tensor("logits", Dtype::F32, &[2, 3]);
+        files.tensors("options", &[logits, tensor("targets", Dtype::I64, &[2]), other])
+    };
+    let out = files.path("grad");
+    let grad = ["--grad", out.to_str().unwrap()];
+    for (flag, what, fits, dtype, shape) in [
+        ("--weight", "class weights", "F32 [3]", Dtype::F32, &[3][..]),
+        ("--target-probs", "target probabilities", "F32 [2, 3]", Dtype::F32, &[2, 3]),
+        ("--upstream", "upstream gradient", "F32 or F64 [2] or []", Dtype::F64, &[2]),
+    ] {
+        assert_eq!(
+            bad_file(&with(dtype, shape), &[&[flag, "y"], &grad[..]].concat()),
+            format!(
+                ": no tensor `y` for the {what}; the file has `logits` F32 [2, 3], `targets` I64 [2], \
+                 `x` {dtype} {shape:?}; try `{flag} x`"
+            )
+        );
+        let expected = format!("expected {fits} to go with `logits` F32 [2, 3]");
+        for (dtype, shape) in [
+            (Dtype::F16, shape),
+            (Dtype::I64, shape),
+            (Dtype::F32, &[4][..]),
+            (Dtype::F32, &[6]),
+            (Dtype::F32, &[3, 2]),
+            (Dtype::F32, &[1]),
+            (Dtype::F32, &[0]),
+            (Dtype::F32, &[1, 1]),
+        ] {
+            let message = bad_file(&with(dtype, shape), &[&[flag, "x"], &grad[..]].concat());
+            assert_eq!(message, format!(": tensor `x` is {dtype} {shape:?}, {expected}"));
+        }
+    }
+    // Weights and probabilities have the type of the logits.
+    let message = bad_file(&with(Dtype::F64, &[3]), &["--weight", "x"]);
+    let expected = "expected F32 [3] to go with `logits` F32 [2, 3]";
+    assert_eq!(message, format!(": tensor `x` is F64 [3], {expected}"));
+    let message = bad_file(&with(Dtype::F64, &[2, 3]), &["--target-probs", "x"]);
+    let expected = "expected F32 [2, 3] to go with `logits` F32 [2, 3]";
+    assert_eq!(message, format!(": tensor `x` is F64 [2, 3], {expected}"));
+    // Nobody means the logits.
+    let message = bad_file(&with(Dtype::F32, &[3]), &["--target-probs", "y"]);
+    assert!(!message.contains("try"), "{message}");
+    assert_eq!(files.names(), ["options"]);
+}
+
+#[test]
+fn options_out_of_range() {
+    for (args, message) in [
+        (["--label-smoothing", "1.5"], "--label-smoothing 1.5: it must be between 0 and 1"),
+        (["--label-smoothing", "-0.1"], "--label-smoothing -0.1: it must be between 0 and 1"),
+        (["--label-smoothing", "nan"], "--label-smoothing NaN: it must be between 0 and 1"),
+        (["--z-loss", "-1"], "--z-loss -1: it must be finite and not negative"),
+        (["--z-loss", "inf"], "--z-loss inf: it must be finite and not negative"),
+        (["--softcap", "0"], "--softcap 0: it must be a positive number of the range of f32"),
+        (
+            ["--logit-scale", "-2"],
+            "--logit-scale -2: it must be a positive number of the range of f32",
+        ),
+        (
+            ["--temperature", "0"],
+            "--temperature 0: it must be a positive number of the range of f32",
+        ),
+    ] {
+        assert_eq!(bad_usage(&args), message);
+    }
+    let files = Files::new();
+    let probs = |rows: usize| ("q", Dtype::F32, vec![rows, 2], bytes(&vec![0.5f32; rows * 2]));
+    let logits = ("logits", Dtype::F32, vec![1, 2], bytes(&[0f32; 2]));
+    let file = files.tensors("probs", &[logits, probs(1)]);
+    let out = files.path("grad");
+    let args = ["--target-probs", "q", "--ignore-index", "1", "--grad", out.to_str().unwrap()];
+    let message = failure(&score(&file, args), 2);
+    assert_eq!(message, "ignore_index 1 means nothing for probability targets");
+    // Nothing was written where the gradient would have gone.
+    assert_eq!(files.names(), ["probs"]);
+    assert!(score(&file, ["--target-probs", "q", "--ignore-index", "-1"]).status.success());
+}
+
+#[test]
+fn gradients_that_cannot_be_written() {
+    let files = Files::new();
+    let file = files.dump(&[0.0; 4], 2, &[0, 1]);
+    let before = std::fs::read(&file).unwrap();
+    let refused = |to: &Path, code: i32| {
+        let message = failure(&score(&file, [Path::new("--grad"), to]), code);
+        let name = to.display().to_string();
+        message.strip_prefix(&name).unwrap_or_else(|| panic!("{message}")).to_owned()
+    };
+    let is_input = ": is the file with the logits, which is not overwritten";
+    assert_eq!(refused(&file, 2), is_input);
+    assert_eq!(refused(&files.path("./dump.safetensors"), 2), is_input);
+    let is_directory = ": is a directory, which is not overwritten";
+    assert_eq!(refused(&files.path("."), 1), is_directory);
+    assert_eq!(refused(Path::new("/"), 1), is_directory);
+    let message = refused(&files.path("absent/grad"), 1);
+    assert!(message.starts_with(": cannot make a file in `"), "{message}");
+    assert!(message.ends_with("absent`: entity not found"), "{message}");
+    let message = refused(&file.join("grad"), 1);
+    assert!(message.ends_with("dump.safetensors`: not a directory"), "{message}");
+    #[cfg(unix)]
+    {
+        let link = files.path("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(refused(&link, 2), is_input);
+        std::fs::remove_file(link).unwrap();
+        let message = refused(Path::new("/dev/null"), 1);
+        assert_eq!(message, ": is a pipe or a device, which is not overwritten");
+        let locked = files.path("locked");
+        std::fs::create_dir(&locked).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o555);
+        std::fs::set_permissions(&locked, mode).unwrap();
+        // Whoever may do anything may write there.
+        if std::fs::write(locked.join("probe"), "").is_err() {
+            let message = refused(&locked.join("grad"), 1);
+            assert!(message.ends_with("locked`: permission denied"), "{message}");
+        } else {
+            println!("skipped: these tests may write anywhere");
+            std::fs::remove_file(locked.join("probe")).unwrap();
+        }
+        std::fs::remove_dir(locked).unwrap();
+    }
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+    assert_eq!(files.names(), ["dump.safetensors"]);
+
+    // An error in the input leaves the file of before, and no other.
+    let bad = files.dump(&[0.0; 4], 2, &[0, 2]);
+    let out = files.write("grad", b"of before");
+    let message = bad_file(&bad, &["--grad", out.to_str().unwrap()]);
+    assert!(message.contains("row 1: target 2 is out of range"), "{message}");
+    assert_eq!(std::fs::read(&out).unwrap(), b"of before");
+    assert_eq!(files.names(), ["dump.safetensors", "grad"]);
 }
 
 #[test]
@@ -176,6 +321,20 @@ fn more_rows_than_there_is_memory_need_as_many_targets() {
         "targets":{"dtype":"I64","shape":[2],"data_offsets":[0,16]}}"#;
     let message = bad_file(&files.raw(header, &[0; 16]), &["--json"]);
     assert!(message.starts_with(": tensor `targets` is I64 [2], expected"), "{message}");
+
+    // Probabilities are as many as the logits: none.
+    let header = r#"{"logits":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[0,0]},
+        "q":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[0,0]},
+        "up":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
+    let file = files.raw(header, &[0; 4]);
+    let no_classes = ": 4611686018427387904 rows with probability targets have no classes";
+    let out = files.path("grad");
+    let grad = ["--grad", out.to_str().unwrap(), "--upstream", "up"];
+    for args in [&["--json"][..], &["--per-token"], &[], &grad] {
+        let message = bad_file(&file, &[&["--target-probs", "q"], args].concat());
+        assert_eq!(message, no_classes, "{args:?}");
+    }
+    assert_eq!(files.names(), ["raw.safetensors"]);
 }
 
 #[test]
@@ -204,6 +363,13 @@ fn command_lines() {
     shown(&["--threads", "two"], "invalid value 'two' for '--threads <N>'");
     shown(&["--ignore-index", "1.5"], "invalid value '1.5' for '--ignore-index <I>'");
     shown(&["--ignore-index", "9223372036854775808"], "number too large");
+    shown(&["--label-smoothing", "much"], "invalid value 'much' for '--label-smoothing <E>'");
+    shown(&["--z-loss", ""], "invalid value '' for '--z-loss <F>'");
+    shown(&["--upstream", "up"], "required arguments were not provided: --grad <OUT.safetensors>");
+    shown(
+        &["--targets", "a", "--target-probs", "b"],
+        "'--targets <NAME>' cannot be used with '--target-probs <NAME>'",
+    );
     let names: Vec<&str> = Backend::available().iter().map(|backend| backend.name()).collect();
     let available = format!("unknown backend `neon2`; available: {}", names.join(", "));
     shown(&["--backend", "neon2"], &available);

@@ -77,7 +77,18 @@ fn help_and_version() {
     let output = xent().args(["score", "--help"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let help = text(&output.stdout);
-    for part in ["--ignore-index", "mean-over:N", "XENT_BACKEND", "Examples:", "Exit status:"] {
+    for part in [
+        "--ignore-index",
+        "mean-over:N",
+        "XENT_BACKEND",
+        "Options of the loss:",
+        "loss = (1 - E) w[t] (-ln p[t]) + E / vocab * sum_c w[c] (-ln p[c])",
+        "F * lse^2",
+        "C * tanh(x / C)",
+        "--grad <OUT.safetensors>",
+        "Examples:",
+        "Exit status:",
+    ] {
         assert!(help.contains(part), "{part} is missing from\n{help}");
     }
     let output = xent().arg("--version").output().unwrap();

@@ -73,6 +73,15 @@ impl Files {
         path
     }
 
+    /// The names of all files there are, hidden ones included.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    }
+
     pub(crate) fn tensors(&self, name: &str, tensors: &[Tensor<'_>]) -> PathBuf {
         let views = tensors.iter().map(|(name, dtype, shape, data)| {
             (*name, TensorView::new(*dtype, shape.clone(), data).unwrap())
