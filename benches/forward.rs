@@ -3,6 +3,7 @@
 //! Rows are spread over all threads of the machine unless a name says otherwise. For how far that is
 //! from what the memory can deliver see `limits.rs`.
 
+#[allow(dead_code, reason = "shared with `limits`, which uses more of it")]
 mod common;
 
 use common::{Batch, all_threads, fastest_backend, pool, print_skipped};

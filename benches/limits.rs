@@ -6,8 +6,10 @@
 //!
 //! The limit is the largest element of the same bytes, found with the fastest backend eight vectors
 //! at a time: no kernel can take less than it takes to read. It is the limit of all backends, also
-//! of those with narrower vectors, and with many threads each reads one contiguous range. For a
-//! single short row ("call") the limit is the kernel itself, called without the public API.
+//! of those with narrower vectors, and with many threads each reads one contiguous range. For gradients
+//! it is `memcpy` of the matrix, which moves as many bytes, and for gradients in place ("in place, own")
+//! also a pass that multiplies every element by a number, in place. For a single short row ("call") the
+//! limit is the kernel itself, called without the public API.
 //!
 //! Everything runs in turn, round after round, and every measurement stands between two of its limit:
 //! a change in clock speed, or a neighbour on a shared machine, meets both. A measurement is one call,
@@ -26,8 +28,9 @@ use rayon::ThreadPool;
 use serde::Serialize;
 use std::hint::black_box;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use xent::{Backend, CrossEntropy, RowOutputs, internals};
+use xent::{Backend, CrossEntropy, Gradient, RowOutputs, RowStats, internals};
 
 /// The least time between two looks at the clock: short calls are repeated to fill it.
 ///
@@ -48,6 +51,8 @@ fn main() {
     let cached = Batch::new(16, 50_257);
     let large = Batch::new(1024, 50_257);
     let short = Batch::new(1, 1000);
+    // One gradient for all: no more than one of its users runs at a time.
+    let scratch = Mutex::new(large.logits.clone());
     let pools: Vec<ThreadPool> = if all_threads() == 1 { vec![1] } else { vec![1, all_threads()] }
         .into_iter()
         .map(pool)
@@ -59,6 +64,10 @@ fn main() {
         Backend::available().iter().copied().filter(|&b| b != Backend::Scalar).collect();
     for batch in [&cached, &large] {
         groups.extend(pools.iter().map(|pool| against_reading(batch, pool, &fast)));
+    }
+    for pool in &pools {
+        groups.push(against_copying(&large, pool, &fast, &scratch));
+        groups.push(against_rewriting(&large, pool, &fast, &scratch));
     }
     groups.extend(Backend::available().iter().map(|&backend| against_kernel(&short, backend)));
     for group in &mut groups {
@@ -265,6 +274,16 @@ fn against_reading<'a>(batch: &'a Batch, pool: &'a ThreadPool, backends: &[Backe
         variants.push(Variant::new("read", backend.name(), read_all(backend)));
         variants.push(forward("forward", batch, backend));
         variants.push(forward_argmax(batch, backend));
+        variants.extend(options(batch).into_iter().map(|(name, loss)| {
+            let mut losses = vec![0.0; batch.rows];
+            let loss = loss.backend(backend);
+            let op = ["forward+smoothing", "forward+weights", "forward+z-loss"][name];
+            Variant::new(op, backend.name(), move || {
+                loss.forward_into(black_box(batch.logits()), &batch.targets, &mut losses)
+                    .expect(VALID);
+                black_box(&losses);
+            })
+        }));
     }
     Group { batch, pool: Some(pool), limit: Timed::new(read_all(fastest_backend())), variants }
 }
@@ -278,6 +297,110 @@ fn read(backend: Backend, values: &[f32], threads: usize) -> f32 {
     let (a, b) = values.split_at(values.len() / threads * half);
     let (a, b) = rayon::join(|| read(backend, a, half), || read(backend, b, threads - half));
     a.max(b)
+}
+
+/// The options whose cost is measured: smoothing, smoothing with class weights, z-loss.
+fn options(batch: &Batch) -> [(usize, CrossEntropy<'_>); 3] {
+    let smoothed = CrossEntropy::new().label_smoothing(0.1);
+    let weighted = smoothed.clone().class_weights(&batch.weights);
+    [(0, smoothed), (1, weighted), (2, CrossEntropy::new().z_loss(1e-4))]
+}
+
+/// Gradients against a copy of the matrix.
+fn against_copying<'a>(
+    batch: &'a Batch,
+    pool: &'a ThreadPool,
+    backends: &[Backend],
+    scratch: &'a Mutex<Vec<f32>>,
+) -> Group<'a> {
+    let threads = pool.current_num_threads();
+    let limit = Timed::new(move || copy(&batch.logits, &mut lock(scratch), threads));
+    let mut variants = Vec::new();
+    for &backend in backends {
+        let loss = CrossEntropy::new().backend(backend);
+        let mut stats = vec![RowStats::default(); batch.rows];
+        let outputs = RowOutputs::new().stats(&mut stats);
+        loss.evaluate(batch.logits(), &batch.targets, outputs).expect(VALID);
+        let backward = loss.clone();
+        variants.push(Variant::new("forward+backward", backend.name(), move || {
+            let mut to = lock(scratch);
+            let gradient = Gradient::new(batch.matrix(&mut to));
+            let outputs = RowOutputs::new();
+            let all = loss.forward_backward(batch.logits(), &batch.targets, gradient, outputs);
+            black_box(all.expect(VALID));
+        }));
+        variants.push(Variant::new("backward", backend.name(), move || {
+            let mut to = lock(scratch);
+            let gradient = Gradient::new(batch.matrix(&mut to));
+            backward.backward(batch.logits(), &batch.targets, &stats, gradient).expect(VALID);
+        }));
+        let plain = CrossEntropy::new().backend(backend);
+        variants.push(in_place("in place", batch, backend, plain, scratch));
+        for (name, loss) in options(batch) {
+            let op = ["in place+smoothing", "in place+weights", "in place+z-loss"][name];
+            variants.push(in_place(op, batch, backend, loss.backend(backend), scratch));
+        }
+    }
+    Group { batch, pool: Some(pool), limit, variants }
+}
+
+/// The gradient in place against the least that anything in place can do.
+fn against_rewriting<'a>(
+    batch: &'a Batch,
+    pool: &'a ThreadPool,
+    backends: &[Backend],
+    scratch: &'a Mutex<Vec<f32>>,
+) -> Group<'a> {
+    let threads = pool.current_num_threads();
+    let limit = Timed::new(move || rewrite(fastest_backend(), &mut lock(scratch), threads));
+    let variants = backends.iter().map(|&backend| {
+        let loss = CrossEntropy::new().backend(backend);
+        in_place("in place, own", batch, backend, loss, scratch)
+    });
+    Group { batch, pool: Some(pool), limit, variants: variants.collect() }
+}
+
+/// Loss and gradient over whatever is in `scratch`: logits the first time, then gradients, which take as
+/// long.
+fn in_place<'a>(
+    op: &'static str,
+    batch: &'a Batch,
+    backend: Backend,
+    loss: CrossEntropy<'a>,
+    scratch: &'a Mutex<Vec<f32>>,
+) -> Variant<'a> {
+    Variant::new(op, backend.name(), move || {
+        let mut x = lock(scratch);
+        let outputs = RowOutputs::new();
+        let x = batch.matrix(&mut x);
+        let all = loss.forward_backward_in_place(x, &batch.targets, 1.0, outputs);
+        black_box(all.expect(VALID));
+    })
+}
+
+fn lock(scratch: &Mutex<Vec<f32>>) -> std::sync::MutexGuard<'_, Vec<f32>> {
+    scratch.lock().expect("no user has panicked")
+}
+
+/// `memcpy` by `threads` threads of the current pool, each of a range of its own.
+fn copy(from: &[f32], to: &mut [f32], threads: usize) {
+    if threads == 1 {
+        black_box(to).copy_from_slice(black_box(from));
+        return;
+    }
+    let (half, at) = (threads / 2, from.len() / threads * (threads / 2));
+    let ((from_a, from_b), (to_a, to_b)) = (from.split_at(at), to.split_at_mut(at));
+    rayon::join(|| copy(from_a, to_a, half), || copy(from_b, to_b, threads - half));
+}
+
+/// Every element times 1, by `threads` threads of the current pool, each in a range of its own.
+fn rewrite(backend: Backend, values: &mut [f32], threads: usize) {
+    if threads == 1 {
+        return internals::rewrite(backend, values, black_box(1.0)).expect(VALID);
+    }
+    let half = threads / 2;
+    let (a, b) = values.split_at_mut(values.len() / threads * half);
+    rayon::join(|| rewrite(backend, a, half), || rewrite(backend, b, threads - half));
 }
 
 /// The public API on a row so short that overhead shows, against the kernel without it.
@@ -381,14 +504,15 @@ fn last_cache() -> Option<(u32, String)> {
 
 fn print_table(lines: &[Line]) {
     println!(
-        "{:14} {:8} {:>13} {:>8} {:>11} {:>8} {:>11} {:>6}",
+        "{:18} {:8} {:>13} {:>8} {:>11} {:>8} {:>11} {:>6}",
         "op", "backend", "rows x vocab", "threads", "time us", "GB/s", "limit us", "ratio",
     );
     for line in lines {
         let shape = format!("{} x {}", line.rows, line.vocab);
-        let bytes = (line.rows * line.vocab * size_of::<f32>()) as f64;
+        let writes = line.op.contains("backward") || line.op.contains("in place");
+        let bytes = (line.rows * line.vocab * size_of::<f32>() * (1 + usize::from(writes))) as f64;
         println!(
-            "{:14} {:8} {shape:>13} {:>8} {:>11.3} {:>8.1} {:>11.3} {:>6.3}",
+            "{:18} {:8} {shape:>13} {:>8} {:>11.3} {:>8.1} {:>11.3} {:>6.3}",
             line.op,
             line.backend,
             line.threads,

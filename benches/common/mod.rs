@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use std::f64::consts::TAU;
 use std::thread::available_parallelism;
-use xent::{Backend, Logits};
+use xent::{Backend, Logits, LogitsMut};
 
 /// Logits as a model makes them, and a target for each row.
 pub(crate) struct Batch {
@@ -11,6 +11,8 @@ pub(crate) struct Batch {
     pub(crate) vocab: usize,
     pub(crate) logits: Vec<f32>,
     pub(crate) targets: Vec<i64>,
+    /// Class weights.
+    pub(crate) weights: Vec<f32>,
 }
 
 impl Batch {
@@ -33,11 +35,17 @@ impl Batch {
                 row[targets[i] as usize] = 25.0;
             }
         });
-        Batch { rows, vocab, logits, targets }
+        let weights = (0..vocab).map(|class| 0.5 + (class % 7) as f32 * 0.25).collect();
+        Batch { rows, vocab, logits, targets, weights }
     }
 
     pub(crate) fn logits(&self) -> Logits<'_> {
         Logits::new(&self.logits, self.rows, self.vocab).expect("the shape is that of the data")
+    }
+
+    /// Another matrix of the same shape.
+    pub(crate) fn matrix<'a>(&self, data: &'a mut [f32]) -> LogitsMut<'a> {
+        LogitsMut::new(data, self.rows, self.vocab).expect("the shape is that of the data")
     }
 
     pub(crate) fn target(&self, row: usize) -> usize {
