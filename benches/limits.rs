@@ -277,7 +277,7 @@ fn against_reading<'a>(batch: &'a Batch, pool: &'a ThreadPool, backends: &[Backe
         variants.extend(options(batch).into_iter().map(|(name, loss)| {
             let mut losses = vec![0.0; batch.rows];
             let loss = loss.backend(backend);
-            let op = ["forward+smoothing", "forward+weights", "forward+z-loss"][name];
+            let op = ["forward+smoothing", "forward+smoothing+weights", "forward+z-loss"][name];
             Variant::new(op, backend.name(), move || {
                 loss.forward_into(black_box(batch.logits()), &batch.targets, &mut losses)
                     .expect(VALID);
@@ -337,7 +337,7 @@ fn against_copying<'a>(
         let plain = CrossEntropy::new().backend(backend);
         variants.push(in_place("in place", batch, backend, plain, scratch));
         for (name, loss) in options(batch) {
-            let op = ["in place+smoothing", "in place+weights", "in place+z-loss"][name];
+            let op = ["in place+smoothing", "in place+smoothing+weights", "in place+z-loss"][name];
             variants.push(in_place(op, batch, backend, loss.backend(backend), scratch));
         }
     }
@@ -504,7 +504,7 @@ fn last_cache() -> Option<(u32, String)> {
 
 fn print_table(lines: &[Line]) {
     println!(
-        "{:18} {:8} {:>13} {:>8} {:>11} {:>8} {:>11} {:>6}",
+        "{:26} {:8} {:>13} {:>8} {:>11} {:>8} {:>11} {:>6}",
         "op", "backend", "rows x vocab", "threads", "time us", "GB/s", "limit us", "ratio",
     );
     for line in lines {
@@ -512,7 +512,7 @@ fn print_table(lines: &[Line]) {
         let writes = line.op.contains("backward") || line.op.contains("in place");
         let bytes = (line.rows * line.vocab * size_of::<f32>() * (1 + usize::from(writes))) as f64;
         println!(
-            "{:18} {:8} {shape:>13} {:>8} {:>11.3} {:>8.1} {:>11.3} {:>6.3}",
+            "{:26} {:8} {shape:>13} {:>8} {:>11.3} {:>8.1} {:>11.3} {:>6.3}",
             line.op,
             line.backend,
             line.threads,

@@ -195,7 +195,8 @@ impl Evaluation {
         }
     }
 
-    /// The sum of the negative log-probabilities of the targets, in nats, whatever the options.
+    /// The sum of the negative log-probabilities of the targets, in nats, whatever the options; for probability
+    /// targets that of their cross-entropies, weighted and smoothed.
     pub fn sum(&self) -> f64 {
         self.sum
     }

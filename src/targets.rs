@@ -68,7 +68,8 @@ pub struct SparseProbs<'a> {
 
 impl<'a> SparseProbs<'a> {
     /// `[rows, k]` ids and as many probabilities. Entries whose id is `ignore_index` do not count: rows
-    /// may have fewer than `k`. An id that stands twice has both probabilities.
+    /// may have fewer than `k`. An id that stands twice has both probabilities. A row without any
+    /// has loss 0, and counts in a mean.
     ///
     /// Lengths and ids are checked when it is used, against the logits.
     pub fn new(ids: impl Into<Ids<'a>>, probs: impl Into<Floats<'a>>, k: usize) -> Self {

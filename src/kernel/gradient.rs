@@ -249,7 +249,7 @@ pub(crate) fn row<S: Simd>(
         Minus::Constant(b) => -b,
         Minus::Weights(b, _) | Minus::Probs(b, _) => b,
     };
-    let scaled = Scaled::<S>::new(s, a, lse, b, ahead);
+    let mut scaled = Scaled::<S>::new(s, a, lse, b, ahead);
     let whole = match *minus {
         Minus::Nothing | Minus::Constant(_) => Some(&[][..]),
         Minus::Weights(_, values) => Some(values),
@@ -259,6 +259,8 @@ pub(crate) fn row<S: Simd>(
         let stretch = Stretch { from: x.unwrap_or(&[]), values, slopes: &[], to: g };
         return stretch.dispatch(s, &scaled, minus, store, x.is_none());
     }
+    // What is staged is not what memory is to be asked for.
+    scaled.ahead = 0;
     let (mut z, mut slopes) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
     let mut values = Staged([0.0; BLOCK]);
     for block in ranges(0..g.len(), BLOCK) {
@@ -267,6 +269,9 @@ pub(crate) fn row<S: Simd>(
             Some(x) => &x[block.clone()],
             None => &g[block.clone()],
         };
+        for line in x.chunks(LANES) {
+            s.prefetch_far(line.as_ptr().wrapping_add(ahead));
+        }
         let softcap = transform.softcap.is_some();
         stage(s, transform, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
         if scaled.origin != 0.0 {

@@ -88,10 +88,13 @@ impl<'a, R: crate::Real> Probs<'a, R> {
         match self.given {
             Given::Dense(t) => t.iter().enumerate().for_each(|(j, &p)| see(j, p.into())),
             Given::Sparse { ids, probs, ignored } => {
-                for (i, &p) in probs.iter().enumerate() {
+                for i in 0..probs.len() {
                     let id = ids.get(i);
                     if Some(id) != ignored.map(i128::from) {
-                        see(usize::try_from(id).unwrap_or(usize::MAX), p.into());
+                        // An id that stands twice has both probabilities.
+                        let same = (0..probs.len()).filter(|&j| ids.get(j) == id);
+                        let p = same.map(|j| probs[j].into()).sum();
+                        see(usize::try_from(id).unwrap_or(usize::MAX), p);
                     }
                 }
             }

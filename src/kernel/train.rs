@@ -296,6 +296,10 @@ impl<T: Element> OneRow<'_, T> {
             let place = Place { x: self.x, to: &mut *to, store, ahead };
             T::gradient(s, place, &transform, (terms.a, lse), &terms.minus);
             if let Some((class, g)) = at_target {
+                if store == Store::Stream {
+                    // This is written again, and not by such a store.
+                    s.fence();
+                }
                 to[class] = T::rounded(g, old);
             }
         }

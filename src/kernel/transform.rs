@@ -126,7 +126,7 @@ impl<S: Simd> Map<S> for Divide<S> {
 
 struct Cap<S: Simd> {
     cap: S::V,
-    /// `-2 / cap`
+    /// `2 / cap`
     rate: S::V,
     scale: Scale<S>,
     keep_infinite: bool,

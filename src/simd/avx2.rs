@@ -248,10 +248,6 @@ impl Simd64 for Avx2 {
         halves!(_mm256_mul_pd, a, b)
     }
     #[inline(always)]
-    fn ddiv(self, a: PairD, b: PairD) -> PairD {
-        halves!(_mm256_div_pd, a, b)
-    }
-    #[inline(always)]
     fn dmul_add(self, a: PairD, b: PairD, c: PairD) -> PairD {
         halves!(_mm256_fmadd_pd, a, b, c)
     }
@@ -263,10 +259,6 @@ impl Simd64 for Avx2 {
     fn dmax_or(self, a: PairD, b: PairD) -> PairD {
         // `maxpd` is `a > b ? a : b`: the operand order is the contract.
         halves!(_mm256_max_pd, a, b)
-    }
-    #[inline(always)]
-    fn dmin(self, a: PairD, b: PairD) -> PairD {
-        halves!(_mm256_min_pd, a, b)
     }
     #[inline(always)]
     fn dexponent_from_bits(self, v: PairD) -> PairD {

@@ -218,10 +218,6 @@ impl Simd64 for Avx512 {
         unsafe { _mm512_mul_pd(a, b) }
     }
     #[inline(always)]
-    fn ddiv(self, a: __m512d, b: __m512d) -> __m512d {
-        unsafe { _mm512_div_pd(a, b) }
-    }
-    #[inline(always)]
     fn dmul_add(self, a: __m512d, b: __m512d, c: __m512d) -> __m512d {
         unsafe { _mm512_fmadd_pd(a, b, c) }
     }
@@ -233,10 +229,6 @@ impl Simd64 for Avx512 {
     fn dmax_or(self, a: __m512d, b: __m512d) -> __m512d {
         // `vmaxpd` is `a > b ? a : b`: the operand order is the contract.
         unsafe { _mm512_max_pd(a, b) }
-    }
-    #[inline(always)]
-    fn dmin(self, a: __m512d, b: __m512d) -> __m512d {
-        unsafe { _mm512_min_pd(a, b) }
     }
     #[inline(always)]
     fn dexponent_from_bits(self, v: __m512d) -> __m512d {

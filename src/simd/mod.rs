@@ -142,7 +142,6 @@ pub(crate) type Lanes64 = [f64; LANES_64];
 
 /// The operations on 8 `f64` lanes, for rows of `f64`. What [`Simd`] says about rounding and NaN holds
 /// here, and whether [`Simd64::dmul_add`] and [`Simd64::dneg_mul_add`] round once is [`Simd::FUSED`].
-#[allow(dead_code, reason = "a complete set of operations, whichever the kernels use")]
 pub(crate) trait Simd64: Copy {
     type D: Copy;
 
@@ -164,7 +163,6 @@ pub(crate) trait Simd64: Copy {
     fn dadd(self, a: Self::D, b: Self::D) -> Self::D;
     fn dsub(self, a: Self::D, b: Self::D) -> Self::D;
     fn dmul(self, a: Self::D, b: Self::D) -> Self::D;
-    fn ddiv(self, a: Self::D, b: Self::D) -> Self::D;
 
     /// `a * b + c`
     fn dmul_add(self, a: Self::D, b: Self::D, c: Self::D) -> Self::D;
@@ -175,9 +173,6 @@ pub(crate) trait Simd64: Copy {
     /// `if a > b { a } else { b }` per lane, so a NaN in either operand gives `b`: see
     /// [`Simd::max_or`].
     fn dmax_or(self, a: Self::D, b: Self::D) -> Self::D;
-
-    /// `if a < b { a } else { b }` per lane, for operands that are not NaN.
-    fn dmin(self, a: Self::D, b: Self::D) -> Self::D;
 
     /// The bits of `v` shifted left by 52: moves a small integer into the exponent field.
     fn dexponent_from_bits(self, v: Self::D) -> Self::D;

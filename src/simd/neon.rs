@@ -251,10 +251,6 @@ impl Simd64 for Neon {
         quarters!(vmulq_f64, a, b)
     }
     #[inline(always)]
-    fn ddiv(self, a: QuadD, b: QuadD) -> QuadD {
-        quarters!(vdivq_f64, a, b)
-    }
-    #[inline(always)]
     fn dmul_add(self, a: QuadD, b: QuadD, c: QuadD) -> QuadD {
         quarters!(vfmaq_f64, c, a, b)
     }
@@ -267,10 +263,6 @@ impl Simd64 for Neon {
         // See `max_or`.
         let greater = quarters!(vcgtq_f64, a, b);
         quarters!(vbslq_f64, greater, a, b)
-    }
-    #[inline(always)]
-    fn dmin(self, a: QuadD, b: QuadD) -> QuadD {
-        quarters!(vminq_f64, a, b)
     }
     #[inline(always)]
     fn dexponent_from_bits(self, v: QuadD) -> QuadD {

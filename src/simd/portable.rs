@@ -145,10 +145,6 @@ impl Simd64 for Portable {
         a * b
     }
     #[inline(always)]
-    fn ddiv(self, a: f64x8, b: f64x8) -> f64x8 {
-        a / b
-    }
-    #[inline(always)]
     fn dmul_add(self, a: f64x8, b: f64x8, c: f64x8) -> f64x8 {
         a.mul_add(b, c)
     }
@@ -160,10 +156,6 @@ impl Simd64 for Portable {
     fn dmax_or(self, a: f64x8, b: f64x8) -> f64x8 {
         // `f64x8::max` treats NaN in another way.
         a.simd_gt(b).bitselect(a, b)
-    }
-    #[inline(always)]
-    fn dmin(self, a: f64x8, b: f64x8) -> f64x8 {
-        a.fast_min(b)
     }
     #[inline(always)]
     fn dexponent_from_bits(self, v: f64x8) -> f64x8 {

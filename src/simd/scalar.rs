@@ -153,10 +153,6 @@ impl Simd64 for Scalar {
         dmap2(a, b, |a, b| a * b)
     }
     #[inline(never)]
-    fn ddiv(self, a: Lanes64, b: Lanes64) -> Lanes64 {
-        dmap2(a, b, |a, b| a / b)
-    }
-    #[inline(never)]
     fn dmul_add(self, a: Lanes64, b: Lanes64, c: Lanes64) -> Lanes64 {
         dmap3(a, b, c, f64::mul_add)
     }
@@ -167,10 +163,6 @@ impl Simd64 for Scalar {
     #[inline(never)]
     fn dmax_or(self, a: Lanes64, b: Lanes64) -> Lanes64 {
         dmap2(a, b, |a, b| if a > b { a } else { b })
-    }
-    #[inline(never)]
-    fn dmin(self, a: Lanes64, b: Lanes64) -> Lanes64 {
-        dmap2(a, b, |a, b| if a < b { a } else { b })
     }
     #[inline(never)]
     fn dexponent_from_bits(self, v: Lanes64) -> Lanes64 {
