@@ -52,10 +52,12 @@ fn max(logits: impl Iterator<Item = f64>) -> f64 {
 pub fn logsumexp(logits: &[impl Copy + Into<f64>]) -> f64 {
     let x = || logits.iter().map(|&x| x.into());
     let max = max(x());
-    if !max.is_finite() {
+    let Some(best) = x().position(|x| x == max).filter(|_| max.is_finite()) else {
         return max;
-    }
-    max + sum(x().map(|x| (x - max).exp())).ln()
+    };
+    // The largest is left out of the sum: next to its 1 small ones would have no digits.
+    let others = x().enumerate().filter(|&(j, _)| j != best).map(|(_, x)| (x - max).exp());
+    max + sum(others).ln_1p()
 }
 
 /// Loss, logsumexp and argmax of one row.
