@@ -661,14 +661,13 @@ impl<'w> CrossEntropy<'w> {
         if let Some(softcap) = self.softcap {
             positive("softcap", softcap.cap)?;
         }
-        let length = |what, weights: Option<Floats<'_>>, expected| match weights {
-            Some(weights) if weights.len() != expected => {
-                Err(Error::InputLength { what, len: weights.len(), expected })
-            }
-            _ => Ok(()),
-        };
-        length("class_weights", self.class_weights, vocab)?;
-        length("token_weights", self.token_weights, rows)
+        if let Some(weights) = self.class_weights {
+            Error::check_input("class_weights", weights.len(), vocab)?;
+        }
+        match self.token_weights {
+            Some(weights) => Error::check_input("token_weights", weights.len(), rows),
+            None => Ok(()),
+        }
     }
 }
 
@@ -725,11 +724,8 @@ impl<'a, T: Element> Call<'a, T> {
 
     fn check_gradient(&self) -> Result<(), Error> {
         let rows = self.rows();
-        let length = |what, len, expected| {
-            if len == expected { Ok(()) } else { Err(Error::InputLength { what, len, expected }) }
-        };
         if let Some(saved) = self.saved {
-            length("row statistics", saved.len(), rows)?;
+            Error::check_input("row statistics", saved.len(), rows)?;
         }
         let Some(gradient) = &self.gradient else { return Ok(()) };
         let shape = (gradient.to.rows(), gradient.to.vocab());
@@ -737,7 +733,9 @@ impl<'a, T: Element> Call<'a, T> {
             return Err(Error::GradientShape { gradient: shape, logits: self.shape() });
         }
         match gradient.upstream {
-            train::UpstreamRows::Each(each) => length("upstream gradients", each.len(), rows),
+            train::UpstreamRows::Each(each) => {
+                Error::check_input("upstream gradients", each.len(), rows)
+            }
             train::UpstreamRows::All(_) => Ok(()),
         }
     }

@@ -160,6 +160,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// That an input which goes with the logits is as long as it must be.
+    pub(crate) fn check_input(
+        what: &'static str,
+        len: usize,
+        expected: usize,
+    ) -> Result<(), Error> {
+        if len == expected { Ok(()) } else { Err(Error::InputLength { what, len, expected }) }
+    }
+}
+
 fn names(backends: &[Backend]) -> String {
     backends.iter().map(|b| b.name()).collect::<Vec<_>>().join(", ")
 }

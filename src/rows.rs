@@ -5,7 +5,7 @@ use crate::kernel::forward::Row;
 use crate::kernel::train::{GradientRows, Trained, UpstreamRows};
 use crate::kernel::{forward, softmax, train};
 use crate::stats::RowStats;
-use crate::{Element, Error};
+use crate::{Element, Error, Real};
 
 /// Elements below which work is not worth handing to another thread: about 8 microseconds.
 ///
@@ -75,7 +75,7 @@ fn split<T>(slice: Option<&mut [T]>, mid: usize) -> (Option<&mut [T]>, Option<&m
     slice.map(|slice| slice.split_at_mut(mid)).unzip()
 }
 
-impl<'a, R: Into<f64>> RowSlices<'a, R> {
+impl<'a, R: Real> RowSlices<'a, R> {
     pub(crate) fn check(&self, rows: usize) -> Result<(), Error> {
         let lengths = [
             ("losses", self.losses.as_ref().map(|x| x.len())),
@@ -134,25 +134,18 @@ impl<'a, R: Into<f64>> RowSlices<'a, R> {
         self.z_losses.is_some() || self.stats.is_some()
     }
 
-    /// One row; `real` rounds to the type of the outputs.
+    /// One row, rounded to the type of the outputs.
     #[inline(always)]
-    pub(crate) fn write(
-        &mut self,
-        i: usize,
-        row: Row,
-        logsumexp: f64,
-        argmax: i64,
-        real: fn(f64) -> R,
-    ) {
+    pub(crate) fn write(&mut self, i: usize, row: Row, logsumexp: f64, argmax: i64) {
         if let Some(losses) = &mut self.losses {
-            losses[i] = real(row.loss + row.z_loss);
+            losses[i] = R::from_f64(row.loss + row.z_loss);
         }
         if let Some(out) = &mut self.logsumexp {
-            out[i] = real(logsumexp);
+            out[i] = R::from_f64(logsumexp);
         }
         if let Some(logprobs) = &mut self.logprobs {
             // 0 - nll rather than -nll, and of what was rounded: the logarithm of probability 1 is +0.
-            logprobs[i] = real(0.0 - real(row.nll).into());
+            logprobs[i] = R::from_f64(0.0 - R::from_f64(row.nll).into());
         }
         if let Some(out) = &mut self.argmax {
             out[i] = argmax;
@@ -169,26 +162,25 @@ impl<'a, R: Into<f64>> RowSlices<'a, R> {
         i: usize,
         Trained { row, lse, argmax }: Trained,
         stats: RowStats<R>,
-        real: fn(f64) -> R,
     ) {
         if let Some(out) = &mut self.z_losses {
-            out[i] = real(row.z_loss);
+            out[i] = R::from_f64(row.z_loss);
         }
         if let Some(out) = &mut self.stats {
             out[i] = stats;
         }
-        self.write(i, row, lse.value(), argmax, real);
+        self.write(i, row, lse.value(), argmax);
     }
 
     #[inline(always)]
-    pub(crate) fn write_ignored(&mut self, i: usize, real: fn(f64) -> R) {
+    pub(crate) fn write_ignored(&mut self, i: usize) {
         if let Some(out) = &mut self.z_losses {
-            out[i] = real(0.0);
+            out[i] = R::from_f64(0.0);
         }
         if let Some(out) = &mut self.stats {
-            out[i] = RowStats { hi: real(0.0), lo: real(0.0) };
+            out[i] = RowStats { hi: R::from_f64(0.0), lo: R::from_f64(0.0) };
         }
-        self.write(i, Row::IGNORED, 0.0, -1, real);
+        self.write(i, Row::IGNORED, 0.0, -1);
     }
 }
 

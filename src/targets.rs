@@ -260,9 +260,6 @@ impl<'a, R: Real> AnyTargets<'a, R> {
                 given: floats.precision(),
             })
         };
-        let check_len = |what, len, expected| {
-            if len == expected { Ok(()) } else { Err(Error::InputLength { what, len, expected }) }
-        };
         match targets {
             Targets::Ids(ids) => {
                 TargetRows::new(ids, ignore_index, rows, vocab).map(AnyTargets::Ids)
@@ -272,15 +269,15 @@ impl<'a, R: Real> AnyTargets<'a, R> {
                     return Err(Error::IgnoreIndexWithProbs { ignore_index: index });
                 }
                 // The product fits: it is at most rows * stride, which was checked.
-                check_len("target probabilities", probs.len(), rows * vocab)?;
+                Error::check_input("target probabilities", probs.len(), rows * vocab)?;
                 Ok(AnyTargets::Dense { probs: real("target probabilities", probs)?, vocab })
             }
             Targets::Sparse(SparseProbs { ids, probs, k }) => {
                 let Some(expected) = rows.checked_mul(k) else {
                     return Err(Error::Overflow { rows, elements: k });
                 };
-                check_len("sparse target ids", ids.len(), expected)?;
-                check_len("sparse target probabilities", probs.len(), expected)?;
+                Error::check_input("sparse target ids", ids.len(), expected)?;
+                Error::check_input("sparse target probabilities", probs.len(), expected)?;
                 let ignored = ignore_index.map(i128::from);
                 let wrong = |i: &usize| {
                     let id = ids.get(*i);

@@ -87,7 +87,7 @@ pub(crate) fn run<S: Simd, const ARGMAX: bool>(s: S, job: &mut Job<'_>) {
     for i in 0..job.logits.rows() {
         let Some(target) = job.targets.get(i) else {
             // An ignored row is never read: it may hold anything.
-            out.write_ignored(i, |x| x as f32);
+            out.write_ignored(i);
             continue;
         };
         let logits = job.logits.row(i);
@@ -99,6 +99,6 @@ pub(crate) fn run<S: Simd, const ARGMAX: bool>(s: S, job: &mut Job<'_>) {
         };
         let best = if ARGMAX { argmax(logits, &row, target) } else { 0 };
         let row = Row::plain(loss, ARGMAX && best == target);
-        out.write(i, row, lse, best as i64, |x| x as f32);
+        out.write(i, row, lse, best as i64);
     }
 }

@@ -77,11 +77,6 @@ impl<S: Simd> RowKernel<S> for f32 {
     }
 
     #[inline(always)]
-    fn real(x: f64) -> f32 {
-        x as f32
-    }
-
-    #[inline(always)]
     fn lse(stats: &RowStats<f32>) -> Lse {
         Lse { hi: f64::from(stats.hi), lo: f64::from(stats.lo) }
     }

@@ -134,8 +134,6 @@ pub(crate) trait RowKernel<S: Simd>: Element {
     /// `old + g`, or `g`, rounded once.
     fn rounded(g: f64, old: Option<Self>) -> Self;
 
-    fn real(x: f64) -> Self::Real;
-
     fn lse(stats: &RowStats<Self::Real>) -> Lse;
 
     fn stats(lse: Lse) -> RowStats<Self::Real>;
@@ -152,7 +150,7 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
         let target = job.targets.get(i);
         if let RowTarget::Ignored = target {
             // An ignored row is never read: it may hold anything.
-            job.out.write_ignored(i, T::real);
+            job.out.write_ignored(i);
             if let Some(gradient) = &mut job.gradient
                 && gradient.store != Store::Add
             {
@@ -179,7 +177,7 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
         let trained = row.run(s, gradient);
         if job.saved.is_none() {
             let stats = T::stats(trained.lse);
-            job.out.write_trained(i, trained, stats, T::real);
+            job.out.write_trained(i, trained, stats);
         }
     }
     if job.gradient.as_ref().is_some_and(|gradient| gradient.store == Store::Stream) {
@@ -241,7 +239,9 @@ impl<T: Element> OneRow<'_, T> {
             _ => None,
         };
         let is_class = probs.is_none();
-        let largest = if self.config.argmax || !is_class { T::argmax(s, x) } else { usize::MAX };
+        // In a pass of its own a gradient knows the sum: any class will do.
+        let sums_probs = !is_class && self.saved.is_none();
+        let largest = if self.config.argmax || sums_probs { T::argmax(s, x) } else { 0 };
         // A distribution that the model is sure of keeps the digits of its loss if the largest class is
         // left out of the sum. Transforms are monotone: they do not change which it is.
         let class = match self.target {

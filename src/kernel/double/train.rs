@@ -135,11 +135,6 @@ impl<S: Simd> RowKernel<S> for f64 {
     }
 
     #[inline(always)]
-    fn real(x: f64) -> f64 {
-        x
-    }
-
-    #[inline(always)]
     fn lse(stats: &RowStats<f64>) -> Lse {
         Lse { hi: stats.hi, lo: stats.lo }
     }
