@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::Error;
-use crate::kernel::{double, exp, forward, read, softmax, train};
+use crate::kernel::{double, exp, forward, read, softmax, train, transform};
 use crate::simd::Simd;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon::Neon;
@@ -12,6 +12,7 @@ use crate::simd::portable::Portable;
 use crate::simd::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
+use half::{bf16, f16};
 #[cfg(target_arch = "aarch64")]
 use std::arch::is_aarch64_feature_detected as is_feature_detected;
 #[cfg(target_arch = "x86_64")]
@@ -48,7 +49,7 @@ pub enum Backend {
     Portable,
     /// NEON, which every 64-bit Arm CPU has.
     Neon,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C, which all CPUs with the first two have.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -183,6 +184,18 @@ struct Entries {
     log_softmax_f64: unsafe fn(&mut softmax::Job<'_, f64>),
     logsumexp_f64: unsafe fn(&mut softmax::LogSumExpJob<'_, f64>),
     sum_from_f64: unsafe fn(&[f64], Option<&[f64]>, f64) -> f64,
+    forward_bf16: unsafe fn(&mut forward::Job<'_, bf16>),
+    forward_argmax_bf16: unsafe fn(&mut forward::Job<'_, bf16>),
+    train_bf16: unsafe fn(&mut train::Job<'_, bf16>),
+    softmax_bf16: unsafe fn(softmax::AnyJob<'_, '_, bf16>),
+    widen_bf16: unsafe fn(&[bf16], &mut [f32]),
+    narrow_bf16: unsafe fn(&[f32], &mut [bf16]),
+    forward_f16: unsafe fn(&mut forward::Job<'_, f16>),
+    forward_argmax_f16: unsafe fn(&mut forward::Job<'_, f16>),
+    train_f16: unsafe fn(&mut train::Job<'_, f16>),
+    softmax_f16: unsafe fn(softmax::AnyJob<'_, '_, f16>),
+    widen_f16: unsafe fn(&[f16], &mut [f32]),
+    narrow_f16: unsafe fn(&[f32], &mut [f16]),
     scaled_exp_f64: unsafe fn(&double::grad::ScaledExp<'_>, double::grad::Place<'_>),
 }
 
@@ -219,6 +232,18 @@ safe_entries! {
     log_softmax_f64(job: &mut softmax::Job<'_, f64>);
     logsumexp_f64(job: &mut softmax::LogSumExpJob<'_, f64>);
     sum_from_f64(x: &[f64], weights: Option<&[f64]>, from: f64) -> f64;
+    forward_bf16(job: &mut forward::Job<'_, bf16>);
+    forward_argmax_bf16(job: &mut forward::Job<'_, bf16>);
+    train_bf16(job: &mut train::Job<'_, bf16>);
+    softmax_bf16(job: softmax::AnyJob<'_, '_, bf16>);
+    widen_bf16(from: &[bf16], to: &mut [f32]);
+    narrow_bf16(from: &[f32], to: &mut [bf16]);
+    forward_f16(job: &mut forward::Job<'_, f16>);
+    forward_argmax_f16(job: &mut forward::Job<'_, f16>);
+    train_f16(job: &mut train::Job<'_, f16>);
+    softmax_f16(job: softmax::AnyJob<'_, '_, f16>);
+    widen_f16(from: &[f16], to: &mut [f32]);
+    narrow_f16(from: &[f32], to: &mut [f16]);
     scaled_exp_f64(terms: &double::grad::ScaledExp<'_>, place: double::grad::Place<'_>);
 }
 
@@ -239,11 +264,11 @@ macro_rules! backend {
 
             $(#[target_feature(enable = $feature)])*
             unsafe fn forward(job: &mut forward::Job<'_>) {
-                forward::run::<_, false>($token, job);
+                forward::run::<_, f32, false>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn forward_argmax(job: &mut forward::Job<'_>) {
-                forward::run::<_, true>($token, job);
+                forward::run::<_, f32, true>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn train(job: &mut train::Job<'_, f32>) {
@@ -306,6 +331,54 @@ macro_rules! backend {
                 double::grad::scaled_exp($token, terms, place);
                 crate::simd::Simd64::fence($token);
             }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn forward_bf16(job: &mut forward::Job<'_, bf16>) {
+                forward::run::<_, _, false>($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn forward_argmax_bf16(job: &mut forward::Job<'_, bf16>) {
+                forward::run::<_, _, true>($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn train_bf16(job: &mut train::Job<'_, bf16>) {
+                train::run($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn softmax_bf16(job: softmax::AnyJob<'_, '_, bf16>) {
+                softmax::run_any($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn widen_bf16(from: &[bf16], to: &mut [f32]) {
+                transform::widen($token, from, to);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn narrow_bf16(from: &[f32], to: &mut [bf16]) {
+                transform::narrow($token, from, to, false);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn forward_f16(job: &mut forward::Job<'_, f16>) {
+                forward::run::<_, _, false>($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn forward_argmax_f16(job: &mut forward::Job<'_, f16>) {
+                forward::run::<_, _, true>($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn train_f16(job: &mut train::Job<'_, f16>) {
+                train::run($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn softmax_f16(job: softmax::AnyJob<'_, '_, f16>) {
+                softmax::run_any($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn widen_f16(from: &[f16], to: &mut [f32]) {
+                transform::widen($token, from, to);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn narrow_f16(from: &[f32], to: &mut [f16]) {
+                transform::narrow($token, from, to, false);
+            }
 
             pub(super) static ENTRIES: Entries = Entries {
                 forward,
@@ -324,6 +397,18 @@ macro_rules! backend {
                 softmax_f64,
                 log_softmax_f64,
                 sum_from_f64,
+                forward_bf16,
+                forward_argmax_bf16,
+                train_bf16,
+                softmax_bf16,
+                widen_bf16,
+                narrow_bf16,
+                forward_f16,
+                forward_argmax_f16,
+                train_f16,
+                softmax_f16,
+                widen_f16,
+                narrow_f16,
                 scaled_exp_f64,
             };
         }
@@ -345,7 +430,8 @@ backend!(
     // SAFETY: the entry function that makes the token requires these features.
     unsafe { Avx2::new() },
     "avx2",
-    "fma"
+    "fma",
+    "f16c"
 );
 #[cfg(target_arch = "x86_64")]
 backend!(

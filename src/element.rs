@@ -2,11 +2,18 @@
 #![forbid(unsafe_code)]
 
 use crate::Floats;
+use half::{bf16, f16};
 
-/// A type that logits may be stored in: `f32` or `f64`.
+/// A type that logits may be stored in: `f32`, `f64`, or `bf16` and `f16` of the `half` crate.
 ///
-/// What is computed from a row is in [`Element::Real`]: `f32` for `f32`, `f64` for `f64`. Sealed: each
+/// What is computed from a row is in [`Element::Real`]: `f64` for `f64`, `f32` for the others. Sealed: each
 /// type has kernels of its own.
+///
+/// Rows of [`bf16`](crate::bf16) and [`f16`](crate::f16) are widened as they are read, exactly: their losses
+/// and statistics have the bits of those of a `f32` row with the same numbers. Gradients and softmax are of the
+/// type of the logits, rounded to nearest even once, from `f32` (at a target from `f64`); subnormal numbers
+/// are kept, and in `f16` what is 65,520 or more becomes infinite. Buffers of `u16` need no conversion:
+/// `Logits::<bf16>::from_bits`.
 ///
 /// ```
 /// use xent::{CrossEntropy, Logits};
@@ -31,6 +38,12 @@ impl Element for f32 {
 impl Element for f64 {
     type Real = f64;
 }
+impl Element for bf16 {
+    type Real = f32;
+}
+impl Element for f16 {
+    type Real = f32;
+}
 impl Real for f32 {}
 impl Real for f64 {}
 
@@ -39,9 +52,11 @@ pub(crate) mod sealed {
     use super::Floats;
     use crate::Logits;
     use crate::backend::Kernels;
+    use crate::kernel::softmax::AnyJob;
     use crate::kernel::{forward, softmax, train};
     use crate::rows::{RowSlices, for_each_group};
     use crate::targets::TargetRows;
+    use half::{bf16, f16};
 
     pub trait Element:
         Copy + Default + Send + Sync + PartialOrd + std::fmt::Debug + 'static
@@ -101,38 +116,59 @@ pub(crate) mod sealed {
         fn of(floats: Floats<'_>) -> Option<&[Self]>;
     }
 
-    #[expect(private_interfaces, reason = "other crates cannot call it")]
-    impl Element for f32 {
-        fn train(kernels: Kernels, job: &mut train::Job<'_, f32>) {
-            kernels.train(job);
-        }
-        fn softmax(kernels: Kernels, job: &mut softmax::Job<'_, f32>) {
-            kernels.softmax(job);
-        }
-        fn log_softmax(kernels: Kernels, job: &mut softmax::Job<'_, f32>) {
-            kernels.log_softmax(job);
-        }
-        fn logsumexp(kernels: Kernels, job: &mut softmax::LogSumExpJob<'_, f32>) {
-            kernels.logsumexp(job);
-        }
+    macro_rules! single_precision {
+        ($($type:ty: $forward:ident $forward_argmax:ident $train:ident,
+            $softmax:expr, $log_softmax:expr, $logsumexp:expr;)*) => {$(
+            #[expect(private_interfaces, reason = "other crates cannot call it")]
+            impl Element for $type {
+                fn train(kernels: Kernels, job: &mut train::Job<'_, $type>) {
+                    kernels.$train(job);
+                }
+                fn softmax(kernels: Kernels, job: &mut softmax::Job<'_, $type>) {
+                    $softmax(kernels, job);
+                }
+                fn log_softmax(kernels: Kernels, job: &mut softmax::Job<'_, $type>) {
+                    $log_softmax(kernels, job);
+                }
+                fn logsumexp(kernels: Kernels, job: &mut softmax::LogSumExpJob<'_, $type>) {
+                    $logsumexp(kernels, job);
+                }
 
-        const HAS_FORWARD: bool = true;
+                const HAS_FORWARD: bool = true;
 
-        #[inline(always)]
-        fn forward(
-            kernels: Kernels,
-            logits: Logits<'_, f32>,
-            targets: TargetRows<'_>,
-            out: RowSlices<'_, f32>,
-            argmax: bool,
-        ) {
-            let job = forward::Job { logits, targets, out };
-            if argmax {
-                for_each_group(job, &|job: &mut forward::Job<'_>| kernels.forward_argmax(job));
-            } else {
-                for_each_group(job, &|job: &mut forward::Job<'_>| kernels.forward(job));
+                #[inline(always)]
+                fn forward(
+                    kernels: Kernels,
+                    logits: Logits<'_, $type>,
+                    targets: TargetRows<'_>,
+                    out: RowSlices<'_, f32>,
+                    argmax: bool,
+                ) {
+                    let job = forward::Job { logits, targets, out };
+                    if argmax {
+                        for_each_group(job, &|job: &mut forward::Job<'_, $type>| {
+                            kernels.$forward_argmax(job)
+                        });
+                    } else {
+                        for_each_group(job, &|job: &mut forward::Job<'_, $type>| {
+                            kernels.$forward(job)
+                        });
+                    }
+                }
             }
-        }
+        )*};
+    }
+    single_precision! {
+        f32: forward forward_argmax train,
+            Kernels::softmax, Kernels::log_softmax, Kernels::logsumexp;
+        bf16: forward_bf16 forward_argmax_bf16 train_bf16,
+            |kernels: Kernels, job| kernels.softmax_bf16(AnyJob::Softmax(job)),
+            |kernels: Kernels, job| kernels.softmax_bf16(AnyJob::LogSoftmax(job)),
+            |kernels: Kernels, job| kernels.softmax_bf16(AnyJob::LogSumExp(job));
+        f16: forward_f16 forward_argmax_f16 train_f16,
+            |kernels: Kernels, job| kernels.softmax_f16(AnyJob::Softmax(job)),
+            |kernels: Kernels, job| kernels.softmax_f16(AnyJob::LogSoftmax(job)),
+            |kernels: Kernels, job| kernels.softmax_f16(AnyJob::LogSumExp(job));
     }
 
     impl Real for f32 {

@@ -27,6 +27,7 @@ pub use error::Error;
 pub use evaluation::Evaluation;
 pub use floats::Floats;
 pub use gradient::{Gradient, Upstream};
+pub use half::{bf16, f16};
 pub use logits::{Logits, LogitsMut};
 pub use softmax::Softmax;
 pub use stats::RowStats;
@@ -46,6 +47,7 @@ pub const LOSS_MAX_ULP: u32 = 1;
 #[doc(hidden)]
 pub mod internals {
     use crate::{Backend, Error};
+    use half::{bf16, f16};
 
     /// `e^x` of every element, in place, for `x <= 88.02`.
     pub fn exp(backend: Backend, values: &mut [f32]) -> Result<(), Error> {
@@ -60,6 +62,26 @@ pub mod internals {
     /// Every element times `factor`: the limit of kernels that overwrite their input.
     pub fn rewrite(backend: Backend, values: &mut [f32], factor: f32) -> Result<(), Error> {
         Backend::kernels(Some(backend)).map(|kernels| kernels.rewrite(values, factor))
+    }
+
+    /// All numbers in `f32`.
+    pub fn widen_bf16(backend: Backend, from: &[bf16], to: &mut [f32]) -> Result<(), Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.widen_bf16(from, to))
+    }
+
+    /// All numbers in `f32`.
+    pub fn widen_f16(backend: Backend, from: &[f16], to: &mut [f32]) -> Result<(), Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.widen_f16(from, to))
+    }
+
+    /// All numbers rounded.
+    pub fn narrow_bf16(backend: Backend, from: &[f32], to: &mut [bf16]) -> Result<(), Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.narrow_bf16(from, to))
+    }
+
+    /// All numbers rounded.
+    pub fn narrow_f16(backend: Backend, from: &[f32], to: &mut [f16]) -> Result<(), Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.narrow_f16(from, to))
     }
 
     /// The loss of one row, `target < logits.len()`, without any check of the arguments.

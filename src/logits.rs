@@ -2,8 +2,11 @@
 #![forbid(unsafe_code)]
 
 use crate::Error;
+use half::slice::HalfBitsSliceExt;
+use half::{bf16, f16};
 
-/// A `[rows, vocab]` matrix of logits in a slice, checked once: `f32` or `f64`, see [`Element`](crate::Element).
+/// A `[rows, vocab]` matrix of logits in a slice, checked once: `f32`, `f64`, `bf16` or `f16`, see
+/// [`Element`](crate::Element).
 ///
 /// Rows are contiguous; the distance from one to the next is `vocab`, or a larger stride where rows
 /// are padded or part of a larger matrix. What lies between rows is never read.
@@ -193,3 +196,65 @@ impl<'a, T> LogitsMut<'a, T> {
         )
     }
 }
+
+macro_rules! from_bits {
+    ($($type:ident $one:literal),*) => {$(
+        impl<'a> Logits<'a, $type> {
+            /// As [`Logits::new`], of the bits of the numbers: for callers that do not use the `half` crate.
+            ///
+            /// ```
+            #[doc = concat!("use xent::{CrossEntropy, Logits, ", stringify!($type), "};")]
+            ///
+            #[doc = concat!("let x: [u16; 2] = [", $one, ", 0];")]
+            #[doc = concat!("let logits = Logits::<", stringify!($type), ">::from_bits(&x, 1, 2)?;")]
+            /// let mut losses = [0.0_f32];
+            /// CrossEntropy::new().forward_into(logits, &[0i64], &mut losses)?;
+            /// assert_eq!(losses, [0.3132617]); // ln(1 + 1/e)
+            /// # Ok::<(), xent::Error>(())
+            /// ```
+            ///
+            /// # Errors
+            /// As [`Logits::new`].
+            pub fn from_bits(data: &'a [u16], rows: usize, vocab: usize) -> Result<Self, Error> {
+                Self::new(data.reinterpret_cast(), rows, vocab)
+            }
+
+            /// As [`Logits::with_stride`], of the bits of the numbers.
+            ///
+            /// # Errors
+            /// As [`Logits::with_stride`].
+            pub fn from_bits_with_stride(
+                data: &'a [u16],
+                rows: usize,
+                vocab: usize,
+                stride: usize,
+            ) -> Result<Self, Error> {
+                Self::with_stride(data.reinterpret_cast(), rows, vocab, stride)
+            }
+        }
+
+        impl<'a> LogitsMut<'a, $type> {
+            /// As [`LogitsMut::new`], of the bits of the numbers, which are overwritten with those of others.
+            ///
+            /// # Errors
+            /// As [`LogitsMut::new`].
+            pub fn from_bits(data: &'a mut [u16], rows: usize, vocab: usize) -> Result<Self, Error> {
+                Self::new(data.reinterpret_cast_mut(), rows, vocab)
+            }
+
+            /// As [`LogitsMut::with_stride`], of the bits of the numbers.
+            ///
+            /// # Errors
+            /// As [`LogitsMut::with_stride`].
+            pub fn from_bits_with_stride(
+                data: &'a mut [u16],
+                rows: usize,
+                vocab: usize,
+                stride: usize,
+            ) -> Result<Self, Error> {
+                Self::with_stride(data.reinterpret_cast_mut(), rows, vocab, stride)
+            }
+        }
+    )*};
+}
+from_bits!(bf16 "0x3f80", f16 "0x3c00");

@@ -184,7 +184,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
     }
 }
 
-impl Rows for forward::Job<'_> {
+impl<T: Element> Rows for forward::Job<'_, T> {
     fn rows(&self) -> usize {
         self.logits.rows()
     }

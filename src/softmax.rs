@@ -5,7 +5,7 @@ use crate::kernel::softmax::{Job, LogSumExpJob};
 use crate::rows::for_each_group;
 use crate::{Backend, Element, Error, Logits, LogitsMut};
 
-/// Softmax and its relatives over the classes of each row of `f32` or `f64`.
+/// Softmax and its relatives over the classes of each row, in the type of the logits.
 ///
 /// Rows are spread over the caller's rayon pool; each is read from memory once (softmax reads it a
 /// second time, log-softmax a third time, from the cache) and written once. The bits of a result depend on the row alone, as with

@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::sync::LazyLock;
 use xent::{
     Backend, CrossEntropy, Element, Gradient, Logits, LogitsMut, RowOutputs, RowStats, Softmax,
-    Targets,
+    Targets, bf16, f16,
 };
 
 const EXPECTED: &str = include_str!("digest.txt");
@@ -18,8 +18,18 @@ const EXPECTED: &str = include_str!("digest.txt");
 const THREADS: [usize; 4] = [1, 2, 3, 8];
 
 /// What is computed of every batch, and hashed under names of its own.
-const OPERATIONS: &[fn(Backend, &Batch, &mut Digests)] =
-    &[corpus, evaluate, forward, softmax, gradient, options, probabilities, double];
+const OPERATIONS: &[fn(Backend, &Batch, &mut Digests)] = &[
+    corpus,
+    evaluate,
+    forward,
+    softmax,
+    gradient,
+    options,
+    probabilities,
+    double,
+    bf16_rows,
+    f16_rows,
+];
 
 /// The inputs: if this line differs and others do too, the corpus has changed and not the results.
 fn corpus(_: Backend, batch: &Batch, digests: &mut Digests) {
@@ -153,6 +163,36 @@ fn double(backend: Backend, batch: &Batch, digests: &mut Digests) {
     Softmax::new().backend(backend).softmax(view, &mut p).unwrap();
     digests.add("f64.softmax", p.iter().map(|&x| bits64(x)));
 }
+
+macro_rules! half_rows {
+    ($name:ident $type:ident) => {
+        /// The corpus rounded to 16 bits.
+        fn $name(backend: Backend, batch: &Batch, digests: &mut Digests) {
+            let (rows, vocab) = (batch.rows, batch.vocab);
+            let logits: Vec<$type> = batch.logits.iter().map(|&x| $type::from_f32(x)).collect();
+            let view = Logits::new(&logits, rows, vocab).unwrap();
+            let numbers = |values: &[$type]| -> Vec<u32> {
+                values.iter().map(|x| u32::from(x.to_bits())).collect()
+            };
+            let (mut losses, mut g) = (vec![0.0; rows], logits.clone());
+            let ce = CrossEntropy::new().backend(backend);
+            ce.forward_into(view, &batch.targets, &mut losses).unwrap();
+            digests.add(concat!(stringify!($type), ".forward"), bits(&losses));
+            let to = LogitsMut::new(&mut g, rows, vocab).unwrap();
+            let outputs = RowOutputs::new().losses(&mut losses);
+            ce.forward_backward_in_place(to, &batch.targets, 1.0, outputs).unwrap();
+            digests.add(concat!(stringify!($type), ".losses"), bits(&losses));
+            digests.add(concat!(stringify!($type), ".gradient"), numbers(&g));
+            let softmax = Softmax::new().backend(backend);
+            softmax.softmax(view, &mut g).unwrap();
+            digests.add(concat!(stringify!($type), ".softmax"), numbers(&g));
+            softmax.log_softmax(view, &mut g).unwrap();
+            digests.add(concat!(stringify!($type), ".log_softmax"), numbers(&g));
+        }
+    };
+}
+half_rows!(bf16_rows bf16);
+half_rows!(f16_rows f16);
 
 /// Every NaN is the same NaN: which one an operation returns is up to the processor.
 fn bits(values: &[f32]) -> impl Iterator<Item = u32> {

@@ -4,7 +4,7 @@
 //! Keeping the two apart costs nothing and is what makes sums accurate: powers of two add up
 //! exactly, and what is rounded is `q`, not `1 + q`. `kernels.md` has the error table.
 
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Lane, Simd};
 use std::f64::consts::LN_2;
 
 /// `1.5 * 2^23`: adding it leaves an integer in the low bits of an `f32`.
@@ -147,15 +147,16 @@ pub(crate) trait Map<S: Simd> {
 
 /// Applies `f` to every value in place, the last ones padded to a vector.
 #[inline(always)]
-pub(crate) fn map_lanes<S: Simd>(s: S, values: &mut [f32], f: &impl Map<S>) {
+pub(crate) fn map_lanes<S: Simd, T: Lane>(s: S, values: &mut [T], f: &impl Map<S>) {
     let (whole, rest) = values.as_chunks_mut::<LANES>();
     for lanes in whole {
-        s.store(lanes, f.map(s, s.load(lanes)));
+        T::store(s, lanes, f.map(s, T::load(s, lanes)));
     }
     if !rest.is_empty() {
-        let mut last = [0.0; LANES];
+        let mut last = [T::default(); LANES];
         last[..rest.len()].copy_from_slice(rest);
-        let y = s.to_lanes(f.map(s, s.load(&last)));
-        rest.copy_from_slice(&y[..rest.len()]);
+        let y = f.map(s, T::load(s, &last));
+        T::store(s, &mut last, y);
+        rest.copy_from_slice(&last[..rest.len()]);
     }
 }

@@ -3,7 +3,7 @@
 use super::sum::{self, RowSum};
 use crate::logits::Logits;
 use crate::rows::RowSlices;
-use crate::simd::Simd;
+use crate::simd::{Lane, Simd};
 use crate::targets::TargetRows;
 
 /// What one row yields.
@@ -40,30 +40,30 @@ impl Row {
 }
 
 /// A group of rows and where their results go.
-pub(crate) struct Job<'a> {
-    pub(crate) logits: Logits<'a>,
+pub(crate) struct Job<'a, T = f32> {
+    pub(crate) logits: Logits<'a, T>,
     pub(crate) targets: TargetRows<'a>,
     pub(crate) out: RowSlices<'a, f32>,
 }
 
 /// One row, target in range. `ARGMAX` costs one more maximum per vector and a look at one block.
 #[inline(always)]
-pub(crate) fn row<S: Simd, const ARGMAX: bool>(
+pub(crate) fn row<S: Simd, T: Lane, const ARGMAX: bool>(
     s: S,
-    logits: &[f32],
+    logits: &[T],
     target: usize,
 ) -> (RowSum, f64) {
-    let row = sum::row::<S, ARGMAX>(s, logits, Some(target));
-    let loss = row.sum.loss::<S>(logits[target]);
+    let row = sum::row::<S, T, ARGMAX>(s, logits, Some(target));
+    let loss = row.sum.loss::<S>(logits[target].widen());
     (row, loss)
 }
 
 /// The first index of the largest element; the first NaN if there is one.
 #[inline(always)]
-fn argmax(logits: &[f32], row: &RowSum, target: usize) -> usize {
-    let x = logits[target];
+fn argmax<T: Lane>(logits: &[T], row: &RowSum, target: usize) -> usize {
+    let x = logits[target].widen();
     if (row.sum.is_poisoned() || x.is_nan())
-        && let Some(nan) = logits.iter().position(|x| x.is_nan())
+        && let Some(nan) = logits.iter().position(|x| x.widen().is_nan())
     {
         return nan;
     }
@@ -78,11 +78,11 @@ fn argmax(logits: &[f32], row: &RowSum, target: usize) -> usize {
 /// The loss of one row and nothing else.
 #[inline(always)]
 pub(crate) fn row_loss<S: Simd>(s: S, logits: &[f32], target: usize) -> f64 {
-    row::<S, false>(s, logits, target).1
+    row::<S, f32, false>(s, logits, target).1
 }
 
 #[inline(always)]
-pub(crate) fn run<S: Simd, const ARGMAX: bool>(s: S, job: &mut Job<'_>) {
+pub(crate) fn run<S: Simd, T: Lane, const ARGMAX: bool>(s: S, job: &mut Job<'_, T>) {
     let out = &mut job.out;
     for i in 0..job.logits.rows() {
         let Some(target) = job.targets.get(i) else {
@@ -91,9 +91,9 @@ pub(crate) fn run<S: Simd, const ARGMAX: bool>(s: S, job: &mut Job<'_>) {
             continue;
         };
         let logits = job.logits.row(i);
-        let (row, loss) = row::<S, ARGMAX>(s, logits, target);
+        let (row, loss) = row::<S, T, ARGMAX>(s, logits, target);
         let lse = if out.wants_logsumexp() {
-            row.sum.lse_with::<S>(logits[target], loss).value()
+            row.sum.lse_with::<S>(logits[target].widen(), loss).value()
         } else {
             0.0
         };

@@ -6,9 +6,9 @@
 use super::exp::{Map, Scale, map_lanes, max_exponent};
 use super::sum::{BLOCK, Lse, ranges};
 use super::train::{Minus, Place};
-use super::transform::{Staged, Transform, stage};
+use super::transform::{Staged, Transform, narrow, stage};
 use crate::math;
-use crate::simd::{LANES, Lanes, Simd};
+use crate::simd::{LANES, Lane, Simd};
 use std::f64::consts::{LN_2, LOG2_E};
 
 /// How results reach the gradient.
@@ -87,21 +87,21 @@ const BEYOND: f64 = 3e74;
 
 /// One stretch of a row: where its elements come from and go to. `values` and `slopes` are as long as
 /// `to` where the loop reads them, as is `from` unless the logits are in `to`.
-struct Stretch<'a> {
-    from: &'a [f32],
+struct Stretch<'a, T = f32> {
+    from: &'a [T],
     values: &'a [f32],
     slopes: &'a [f32],
-    to: &'a mut [f32],
+    to: &'a mut [T],
 }
 
 /// The beginning of a slice that is read, nothing of one that is not.
 #[inline(always)]
-fn vectors(used: bool, slice: &[f32], len: usize) -> (&[Lanes], &[f32]) {
+fn vectors<T>(used: bool, slice: &[T], len: usize) -> (&[[T; LANES]], &[T]) {
     let slice = if used { &slice[..len] } else { &[] };
     slice.as_chunks::<LANES>()
 }
 
-impl Stretch<'_> {
+impl<T: Lane> Stretch<'_, T> {
     #[inline(always)]
     fn run<S: Simd, const SUBTRACT: u8, const SLOPE: bool, const STORE: u8>(
         self,
@@ -117,7 +117,7 @@ impl Stretch<'_> {
         for i in 0..to.len() {
             let x = if STORE == IN_PLACE { &to[i] } else { &from[i] };
             s.prefetch_far(x.as_ptr().wrapping_add(scaled.ahead));
-            let x = s.load(x);
+            let x = T::load(s, x);
             let v = if SUBTRACT == VALUES { s.load(&values[i]) } else { zero };
             let mut g = scaled.at::<SUBTRACT>(s, x, v);
             if SLOPE {
@@ -125,11 +125,11 @@ impl Stretch<'_> {
             }
             match STORE {
                 ADD => {
-                    let sum = s.add(s.load(&to[i]), g);
-                    s.store(&mut to[i], sum);
+                    let sum = s.add(T::load(s, &to[i]), g);
+                    T::store(s, &mut to[i], sum);
                 }
-                STREAM => s.stream(&mut to[i], g),
-                _ => s.store(&mut to[i], g),
+                STREAM => T::stream(s, &mut to[i], g),
+                _ => T::store(s, &mut to[i], g),
             }
         }
         let rest =
@@ -144,8 +144,8 @@ impl Stretch<'_> {
         s: S,
         scaled: &Scaled<S>,
     ) {
-        fn lanes(part: &[f32]) -> Lanes {
-            let mut lanes = [0.0; LANES];
+        fn lanes<T: Lane>(part: &[T]) -> [T; LANES] {
+            let mut lanes = [T::default(); LANES];
             lanes[..part.len()].copy_from_slice(part);
             lanes
         }
@@ -154,23 +154,25 @@ impl Stretch<'_> {
         }
         let x = lanes(if STORE == IN_PLACE { self.to } else { self.from });
         let v = if SUBTRACT == VALUES { lanes(self.values) } else { [0.0; LANES] };
-        let mut g = scaled.at::<SUBTRACT>(s, s.load(&x), s.load(&v));
+        let mut g = scaled.at::<SUBTRACT>(s, T::load(s, &x), s.load(&v));
         if SLOPE {
             g = s.mul(g, s.load(&lanes(self.slopes)));
         }
         if STORE == ADD {
-            g = s.add(s.load(&lanes(self.to)), g);
+            g = s.add(T::load(s, &lanes(self.to)), g);
         }
-        self.to.copy_from_slice(&s.to_lanes(g)[..self.to.len()]);
+        let mut last = [T::default(); LANES];
+        T::store(s, &mut last, g);
+        self.to.copy_from_slice(&last[..self.to.len()]);
     }
 
-    /// The elements up to the first whole cache line of `to`, less than a vector, and the rest.
+    /// The elements up to the first that a vector of may be streamed to, less than a vector, and the rest.
     fn split_at_line(self) -> (Self, Self) {
-        let head = self.to.as_ptr().align_offset(64).min(self.to.len());
-        let split = |slice: &'_ [f32]| if slice.is_empty() { 0 } else { head };
-        let (from_a, from_b) = self.from.split_at(split(self.from));
-        let (values_a, values_b) = self.values.split_at(split(self.values));
-        let (slopes_a, slopes_b) = self.slopes.split_at(split(self.slopes));
+        let head = self.to.as_ptr().align_offset(size_of::<[T; LANES]>()).min(self.to.len());
+        let split = |is_empty: bool| if is_empty { 0 } else { head };
+        let (from_a, from_b) = self.from.split_at(split(self.from.is_empty()));
+        let (values_a, values_b) = self.values.split_at(split(self.values.is_empty()));
+        let (slopes_a, slopes_b) = self.slopes.split_at(split(self.slopes.is_empty()));
         let (to_a, to_b) = self.to.split_at_mut(head);
         (
             Stretch { from: from_a, values: values_a, slopes: slopes_a, to: to_a },
@@ -197,7 +199,9 @@ impl Stretch<'_> {
             }
         }
     }
+}
 
+impl Stretch<'_> {
     /// The loop for what is there.
     #[inline(always)]
     fn dispatch<S: Simd>(
@@ -292,6 +296,73 @@ pub(crate) fn row<S: Simd>(
             to: &mut g[block],
         };
         stretch.dispatch(s, &scaled, minus, store, false);
+    }
+}
+
+/// As [`row`], for elements that have to be converted.
+///
+/// The gradient of the plain loss is computed in one loop; what takes more is staged and computed as for
+/// `f32`, a block at a time, and then rounded.
+#[inline(always)]
+pub(crate) fn converted_row<S: Simd, T: Lane>(
+    s: S,
+    Place { x, to: g, store, ahead }: Place<'_, T>,
+    transform: &Transform,
+    (a, lse): (f64, Lse),
+    minus: &Minus<'_, f32>,
+) {
+    if !lse.value().is_finite() || a.is_nan() {
+        g.fill(T::NAN);
+        return;
+    }
+    let b = match *minus {
+        Minus::Nothing => 0.0,
+        Minus::Constant(b) => -b,
+        Minus::Weights(b, _) | Minus::Probs(b, _) => b,
+    };
+    let scaled = Scaled::<S>::new(s, a, lse, b, ahead);
+    if let Minus::Nothing = minus
+        && transform.is_identity()
+        && scaled.origin == 0.0
+    {
+        let stretch = Stretch { from: x.unwrap_or(&[]), values: &[], slopes: &[], to: g };
+        return stretch.with_store::<S, NOTHING, false>(s, &scaled, store, x.is_none());
+    }
+    let (mut z, mut slopes) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
+    let (mut values, mut out) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
+    for block in ranges(0..g.len(), BLOCK) {
+        let len = block.len();
+        let x = match x {
+            Some(x) => &x[block.clone()],
+            None => &g[block.clone()],
+        };
+        for line in x.chunks(LANES * T::PER_LINE) {
+            s.prefetch_far(line.as_ptr().wrapping_add(ahead));
+        }
+        let softcap = transform.softcap.is_some();
+        stage(s, transform, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
+        if scaled.origin != 0.0 {
+            map_lanes(s, &mut z.0[..len], &Shift::<S>(s.splat(scaled.origin)));
+        }
+        let values = match *minus {
+            Minus::Nothing | Minus::Constant(_) => &[],
+            Minus::Weights(_, values) => &values[block.clone()],
+            Minus::Probs(_, probs) => match probs.as_they_are() {
+                Some(values) => &values[block.clone()],
+                None => {
+                    probs.stage(block.clone(), &mut values.0[..len]);
+                    &values.0[..len]
+                }
+            },
+        };
+        let stretch = Stretch {
+            from: &z.0[..len],
+            values,
+            slopes: if softcap { &slopes.0[..len] } else { &[] },
+            to: &mut out.0[..len],
+        };
+        stretch.dispatch(s, &scaled, minus, Store::Plain, false);
+        narrow(s, &out.0[..len], &mut g[block], store == Store::Add);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::sum::{BLOCK, Lse, Step, as_steps, padded, ranges};
 use super::transform::{Staged, Transform, stage};
-use crate::simd::{Lanes, Simd};
+use crate::simd::{Lane, Lanes, Simd};
 use crate::targets::Ids;
 use std::ops::Range;
 
@@ -105,9 +105,9 @@ impl<'a, R: crate::Real> Probs<'a, R> {
 
 /// `sum(v)` and `sum(v (lse - z))`, where a `v` of 0 counts as 0 whatever its `z` is.
 #[inline(always)]
-pub(crate) fn expected<S: Simd>(
+pub(crate) fn expected<S: Simd, T: Lane>(
     s: S,
-    x: &[f32],
+    x: &[T],
     transform: &Transform,
     probs: &Probs<'_, f32>,
     lse: Lse,
@@ -121,11 +121,12 @@ pub(crate) fn expected<S: Simd>(
     let (mut z, mut v) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
     for block in ranges(0..x.len(), BLOCK) {
         let len = block.len();
-        let z = if transform.is_identity() {
-            &x[block.clone()]
-        } else {
-            stage(s, transform, &x[block.clone()], &mut z.0, None);
-            &z.0[..len]
+        let z = match T::as_f32(&x[block.clone()]) {
+            Some(x) if transform.is_identity() => x,
+            _ => {
+                stage(s, transform, &x[block.clone()], &mut z.0, None);
+                &z.0[..len]
+            }
         };
         let v = match probs.as_they_are() {
             Some(v) => &v[block],

@@ -5,7 +5,7 @@ use super::probs::{self, Probs};
 use super::sum::{self, Differences, Lse};
 use super::train::{Config, Minus, Pass, Place, RowKernel};
 use super::transform::{Transform, stage_one};
-use crate::simd::Simd;
+use crate::simd::{Lane, Simd};
 use crate::stats::RowStats;
 
 impl<S: Simd> RowKernel<S> for f32 {
@@ -15,7 +15,7 @@ impl<S: Simd> RowKernel<S> for f32 {
         let (z, slope) = x.get(class).map_or((f32::NAN, 0.0), |&x| stage_one(s, transform, x));
         let mut extra = smoothing.then(|| Differences::<S>::new(s, z, config.weights));
         let sum = if transform.is_identity() {
-            sum::row_and::<S, false>(s, x, Some(class), &mut extra).sum
+            sum::row_and::<S, f32, false>(s, x, Some(class), &mut extra).sum
         } else {
             sum::transformed_row_and(s, x, Some(class), transform, &mut extra)
         };
@@ -92,7 +92,13 @@ impl<S: Simd> RowKernel<S> for f32 {
 /// `sum(w (z - from))` in `f64`, for logits that are too far apart for [`Differences`]; `masked` if it is a
 /// mask that they are infinite for.
 #[inline(always)]
-fn far_apart<S: Simd>(s: S, x: &[f32], from: f32, masked: f64, config: &Config<'_, f32>) -> f64 {
+pub(crate) fn far_apart<S: Simd, T: Lane>(
+    s: S,
+    x: &[T],
+    from: f32,
+    masked: f64,
+    config: &Config<'_, f32>,
+) -> f64 {
     let mut sum = 0.0;
     for (j, &x) in x.iter().enumerate() {
         let (z, _) = stage_one(s, &config.transform, x);

@@ -1,11 +1,12 @@
 //! `softmax`, `log_softmax` and `logsumexp` of a group of rows.
 
 use super::exp::{Map, Scale, map_lanes};
-use super::sum;
+use super::half::Half;
+use super::sum::{self, ExpSum};
 use crate::Element;
 use crate::logits::{Logits, LogitsMut};
 use crate::math;
-use crate::simd::Simd;
+use crate::simd::{Lane, Simd};
 use std::f64::consts::LN_2;
 
 /// Rows to transform in place, after copying `src` over them if there is one.
@@ -27,11 +28,10 @@ fn split(x: f64) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn softmax_row<S: Simd>(s: S, row: &mut [f32]) {
-    let sum = sum::row::<S, false>(s, row, None).sum;
+fn probabilities<S: Simd, T: Lane>(s: S, row: &mut [T], sum: &ExpSum) {
     let lse = sum.ln_from_origin::<S>();
     if !lse.is_finite() {
-        row.fill(f32::NAN);
+        row.fill(T::NAN);
         return;
     }
     // e^(x - lse) = s (1 + q) e^(exponent ln 2 - lse) with s = 2^(n - exponent) <= 2. The last
@@ -64,14 +64,11 @@ impl<S: Simd> Map<S> for Probability<S> {
 }
 
 #[inline(always)]
-fn log_softmax_row<S: Simd>(s: S, row: &mut [f32]) {
-    // The largest element is left out of the sum, as the target of a loss is: its own
-    // log-probability then keeps its digits when it is close to 0.
-    let best = sum::argmax_ignoring_nan(s, row);
-    let max = row[best];
-    let loss = sum::row::<S, false>(s, row, Some(best)).sum.loss::<S>(max);
+fn log_probabilities<S: Simd, T: Lane>(s: S, row: &mut [T], max: T, others: &ExpSum) {
+    let max = max.widen();
+    let loss = others.loss::<S>(max);
     if loss.is_nan() {
-        row.fill(f32::NAN);
+        row.fill(T::NAN);
         return;
     }
     let (hi, lo) = split(loss);
@@ -102,15 +99,20 @@ pub(crate) trait SoftmaxRow<S: Simd>: Element {
 impl<S: Simd> SoftmaxRow<S> for f32 {
     #[inline(always)]
     fn softmax(s: S, row: &mut [f32]) {
-        softmax_row(s, row);
+        let sum = sum::row::<S, f32, false>(s, row, None).sum;
+        probabilities(s, row, &sum);
     }
     #[inline(always)]
     fn log_softmax(s: S, row: &mut [f32]) {
-        log_softmax_row(s, row);
+        // The largest element is left out of the sum, as the target of a loss is: its own
+        // log-probability then keeps its digits when it is close to 0.
+        let best = sum::argmax_ignoring_nan(s, row);
+        let others = sum::row::<S, f32, false>(s, row, Some(best)).sum;
+        log_probabilities(s, row, row[best], &others);
     }
     #[inline(always)]
     fn logsumexp(s: S, row: &[f32]) -> f32 {
-        sum::row::<S, false>(s, row, None).sum.ln::<S>() as f32
+        sum::row::<S, f32, false>(s, row, None).sum.ln::<S>() as f32
     }
 }
 
@@ -133,5 +135,47 @@ pub(crate) fn run<S: Simd, T: SoftmaxRow<S>, const LOG: bool>(s: S, job: &mut Jo
 pub(crate) fn run_logsumexp<S: Simd, T: SoftmaxRow<S>>(s: S, job: &mut LogSumExpJob<'_, T>) {
     for (i, out) in job.out.iter_mut().enumerate() {
         *out = SoftmaxRow::logsumexp(s, job.logits.row(i));
+    }
+}
+
+/// Any of the jobs, for types that have one function for all: it has one loop over the exponentials.
+pub(crate) enum AnyJob<'j, 'a, T: Element> {
+    Softmax(&'j mut Job<'a, T>),
+    LogSoftmax(&'j mut Job<'a, T>),
+    LogSumExp(&'j mut LogSumExpJob<'a, T>),
+}
+
+#[inline(always)]
+pub(crate) fn run_any<S: Simd, T: Half>(s: S, job: AnyJob<'_, '_, T>) {
+    let log = matches!(job, AnyJob::LogSoftmax(_));
+    let (src, mut dst, mut out) = match job {
+        AnyJob::Softmax(job) | AnyJob::LogSoftmax(job) => (job.src, Some(&mut job.dst), None),
+        AnyJob::LogSumExp(job) => (Some(job.logits), None, Some(&mut *job.out)),
+    };
+    let rows = dst.as_ref().map(|dst| dst.rows()).or(out.as_ref().map(|out| out.len()));
+    for i in 0..rows.unwrap_or(0) {
+        let x = match (&src, &mut dst) {
+            (Some(src), None) => src.row(i),
+            (src, Some(dst)) => {
+                let row = dst.row_mut(i);
+                if let Some(src) = src {
+                    row.copy_from_slice(src.row(i));
+                }
+                &*row
+            }
+            (None, None) => &[],
+        };
+        let best = if log { Some(sum::argmax_ignoring_nan(s, x)) } else { None };
+        let sum = sum::row::<S, T, false>(s, x, best).sum;
+        if let Some(out) = &mut out {
+            out[i] = sum.ln::<S>() as f32;
+        }
+        if let Some(dst) = &mut dst {
+            let row = dst.row_mut(i);
+            match best {
+                None => probabilities(s, row, &sum),
+                Some(best) => log_probabilities(s, row, row[best], &sum),
+            }
+        }
     }
 }

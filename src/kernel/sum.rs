@@ -6,13 +6,13 @@
 use super::exp::{self, Parts, Scale};
 use super::transform::{Staged, Transform, stage};
 use crate::math;
-use crate::simd::{LANES, Lanes, Simd};
+use crate::simd::{LANES, Lane, Lanes, Simd};
 use std::f64::consts::LN_2;
 use std::ops::Range;
 use std::slice::from_ref;
 
 /// The unit of work: four vectors, 64 elements.
-pub(crate) type Step = [Lanes; 4];
+pub(crate) type Step<T = f32> = [[T; LANES]; 4];
 
 const STEP: usize = 4 * LANES;
 
@@ -25,42 +25,42 @@ pub(crate) const CHUNK: usize = 32 * BLOCK;
 
 /// A row as whole steps. The last elements are padded with -inf and the class to leave out is replaced
 /// by it, in copies of the two steps concerned: no loop has a masked tail.
-struct Steps<'a> {
-    whole: &'a [Step],
-    tail: Step,
-    patch: Step,
+struct Steps<'a, T> {
+    whole: &'a [Step<T>],
+    tail: Step<T>,
+    patch: Step<T>,
     /// The index of `patch`; larger than any if there is none.
     patched: usize,
     len: usize,
 }
 
-impl<'a> Steps<'a> {
+impl<'a, T: Lane> Steps<'a, T> {
     #[inline(always)]
-    fn new(row: &'a [f32], skip: Option<usize>) -> Self {
+    fn new(row: &'a [T], skip: Option<usize>) -> Self {
         let (whole, rest) = as_steps(row);
         let mut steps = Steps {
             whole,
-            tail: padded(rest, f32::NEG_INFINITY),
-            patch: [[f32::NEG_INFINITY; LANES]; 4],
+            tail: padded(rest, T::NEG_INFINITY),
+            patch: [[T::NEG_INFINITY; LANES]; 4],
             patched: usize::MAX,
             len: row.len().div_ceil(STEP),
         };
         if let Some(class) = skip {
             steps.patch = *steps.get(class / STEP);
-            steps.patch.as_flattened_mut()[class % STEP] = f32::NEG_INFINITY;
+            steps.patch.as_flattened_mut()[class % STEP] = T::NEG_INFINITY;
             steps.patched = class / STEP;
         }
         steps
     }
 
     #[inline(always)]
-    fn get(&self, i: usize) -> &Step {
+    fn get(&self, i: usize) -> &Step<T> {
         self.whole.get(i).unwrap_or(&self.tail)
     }
 
     /// The steps of a block, in order. All but the first piece are empty in most blocks.
     #[inline(always)]
-    fn pieces(&self, block: Range<usize>) -> [&[Step]; 4] {
+    fn pieces(&self, block: Range<usize>) -> [&[Step<T>]; 4] {
         let whole = |steps: Range<usize>| {
             let end = steps.end.min(self.whole.len());
             &self.whole[steps.start.min(end)..end]
@@ -82,7 +82,7 @@ impl<'a> Steps<'a> {
         for piece in self.pieces(block) {
             for step in piece {
                 for (max, lanes) in max.iter_mut().zip(step) {
-                    *max = s.max_or(s.load(lanes), *max);
+                    *max = s.max_or(T::load(s, lanes), *max);
                 }
             }
         }
@@ -91,8 +91,9 @@ impl<'a> Steps<'a> {
     }
 
     fn any_nan(&self, block: Range<usize>) -> bool {
-        let elements =
-            |piece: &[Step]| piece.as_flattened().as_flattened().iter().any(|x| x.is_nan());
+        let elements = |piece: &[Step<T>]| {
+            piece.as_flattened().as_flattened().iter().any(|x| x.widen().is_nan())
+        };
         self.pieces(block).into_iter().any(elements)
     }
 }
@@ -180,13 +181,13 @@ struct BlockSum<S: Simd> {
 // A function rather than a closure: a closure cannot be told to be inlined, and one that is not
 // has no access to the vector instructions.
 #[inline(always)]
-fn split<S: Simd, const SHIFTED: bool>(
+fn split<S: Simd, T: Lane, const SHIFTED: bool>(
     s: S,
-    lanes: &Lanes,
+    lanes: &[T; LANES],
     scale: &Scale<S>,
     origin: S::V,
 ) -> Parts<S> {
-    let x = s.load(lanes);
+    let x = T::load(s, lanes);
     scale.split::<false>(s, if SHIFTED { s.sub(x, origin) } else { x })
 }
 
@@ -200,9 +201,9 @@ fn add_powers<S: Simd>(s: S, (hi, low): (S::V, S::V), power: S::V, coarse: S::V)
 /// Sums the exponentials of the steps of a block. `SHIFTED` subtracts `origin` first, `MAX` finds the
 /// largest element too.
 #[inline(always)]
-fn sum_steps<S: Simd, const SHIFTED: bool, const MAX: bool>(
+fn sum_steps<S: Simd, T: Lane, const SHIFTED: bool, const MAX: bool>(
     s: S,
-    steps: &Steps<'_>,
+    steps: &Steps<'_, T>,
     block: Range<usize>,
     at: &ExpSum,
 ) -> BlockSum<S> {
@@ -216,23 +217,23 @@ fn sum_steps<S: Simd, const SHIFTED: bool, const MAX: bool>(
     let mut max = s.splat(f32::NEG_INFINITY);
     for piece in steps.pieces(block) {
         for step in piece {
-            for lanes in step {
+            for lanes in step.iter().step_by(T::PER_LINE) {
                 s.prefetch(lanes.as_ptr().wrapping_add(PREFETCH));
             }
             s.prefetch_far(step[0].as_ptr().wrapping_add(PREFETCH_FAR));
             if MAX {
                 for lanes in step {
-                    max = s.max_or(s.load(lanes), max);
+                    max = s.max_or(T::load(s, lanes), max);
                 }
             }
-            let a = split::<S, SHIFTED>(s, &step[0], &scale, origin);
-            let b = split::<S, SHIFTED>(s, &step[1], &scale, origin);
+            let a = split::<S, T, SHIFTED>(s, &step[0], &scale, origin);
+            let b = split::<S, T, SHIFTED>(s, &step[1], &scale, origin);
             let rest = s.mul_add(b.s, b.q, s.mul(a.s, a.q));
             bits = s.or3(bits, a.z, b.z);
             (hi, low) = add_powers(s, (hi, low), a.s, coarse);
             (hi, low) = add_powers(s, (hi, low), b.s, coarse);
-            let c = split::<S, SHIFTED>(s, &step[2], &scale, origin);
-            let d = split::<S, SHIFTED>(s, &step[3], &scale, origin);
+            let c = split::<S, T, SHIFTED>(s, &step[2], &scale, origin);
+            let d = split::<S, T, SHIFTED>(s, &step[3], &scale, origin);
             let rest = s.mul_add(d.s, d.q, s.mul_add(c.s, c.q, rest));
             bits = s.or3(bits, c.z, d.z);
             (hi, low) = add_powers(s, (hi, low), c.s, coarse);
@@ -281,7 +282,7 @@ impl<S: Simd> ChunkSum<S> {
     }
 
     #[inline(always)]
-    fn add_block<const MAX: bool>(&mut self, steps: &Steps<'_>, block: Range<usize>) {
+    fn add_block<T: Lane, const MAX: bool>(&mut self, steps: &Steps<'_, T>, block: Range<usize>) {
         let mut looked = false;
         if self.at.is_empty() {
             if !self.look(steps, block.clone()) {
@@ -290,10 +291,12 @@ impl<S: Simd> ChunkSum<S> {
             looked = true;
         }
         loop {
-            let sum = if self.at.origin == 0.0 {
-                sum_steps::<S, false, MAX>(self.s, steps, block.clone(), &self.at)
+            // Rows of small numbers have no origin, and need no loop for it.
+            let near = T::MAX < exp::max_exponent::<S>() * 0.69;
+            let sum = if near || self.at.origin == 0.0 {
+                sum_steps::<S, T, false, MAX>(self.s, steps, block.clone(), &self.at)
             } else {
-                sum_steps::<S, true, MAX>(self.s, steps, block.clone(), &self.at)
+                sum_steps::<S, T, true, MAX>(self.s, steps, block.clone(), &self.at)
             };
             // After a look only a NaN can be left in the bits, and that shows in the sum.
             let near = self.s.has_bits(sum.bits, FIELD_IS_NEAR);
@@ -317,7 +320,7 @@ impl<S: Simd> ChunkSum<S> {
     /// Moves the reference to the largest element of a block if that is above what fits, or far below.
     /// False if there is nothing to sum: only -inf, or +inf.
     #[inline(always)]
-    fn look(&mut self, steps: &Steps<'_>, block: Range<usize>) -> bool {
+    fn look<T: Lane>(&mut self, steps: &Steps<'_, T>, block: Range<usize>) -> bool {
         let max = steps.max(self.s, block.clone());
         if max.is_infinite() {
             self.max = max;
@@ -490,9 +493,9 @@ impl ExpSum {
 /// Something else to learn from each block while it is in the first-level cache.
 ///
 /// A separate loop over the block: the one over the exponentials stays as it is.
-pub(crate) trait Extra<S: Simd> {
+pub(crate) trait Extra<S: Simd, T = f32> {
     /// `block` are the elements from `start` of the row, the one to leave out among them.
-    fn block(&mut self, s: S, block: &[f32], start: usize);
+    fn block(&mut self, s: S, block: &[T], start: usize);
 }
 
 impl<S: Simd, E: Extra<S>> Extra<S> for Option<E> {
@@ -505,9 +508,9 @@ impl<S: Simd, E: Extra<S>> Extra<S> for Option<E> {
 }
 
 /// Nothing else.
-impl<S: Simd> Extra<S> for () {
+impl<S: Simd, T> Extra<S, T> for () {
     #[inline(always)]
-    fn block(&mut self, _: S, _: &[f32], _: usize) {}
+    fn block(&mut self, _: S, _: &[T], _: usize) {}
 }
 
 /// `sum(x - from)`, or with weights `sum(w (x - from))`: of differences, as logits may be large and close
@@ -583,7 +586,7 @@ impl<S: Simd> Extra<S> for Differences<'_, S> {
 
 /// Whole steps, and what is left.
 #[inline(always)]
-pub(crate) fn as_steps(elements: &[f32]) -> (&[Step], &[f32]) {
+pub(crate) fn as_steps<T>(elements: &[T]) -> (&[Step<T>], &[T]) {
     let (vectors, _) = elements.as_chunks::<LANES>();
     let (steps, _) = vectors.as_chunks::<4>();
     (steps, &elements[steps.len() * STEP..])
@@ -591,7 +594,7 @@ pub(crate) fn as_steps(elements: &[f32]) -> (&[Step], &[f32]) {
 
 /// Less than a step, filled up with `fill`.
 #[inline(always)]
-pub(crate) fn padded(elements: &[f32], fill: f32) -> Step {
+pub(crate) fn padded<T: Copy>(elements: &[T], fill: T) -> Step<T> {
     let mut step = [[fill; LANES]; 4];
     step.as_flattened_mut()[..elements.len()].copy_from_slice(elements);
     step
@@ -609,17 +612,21 @@ pub(crate) struct RowSum {
 
 /// Reads a row once. Class `skip` is left out; `MAX` finds the largest element too.
 #[inline(always)]
-pub(crate) fn row<S: Simd, const MAX: bool>(s: S, row: &[f32], skip: Option<usize>) -> RowSum {
-    row_and::<S, MAX>(s, row, skip, &mut ())
+pub(crate) fn row<S: Simd, T: Lane, const MAX: bool>(
+    s: S,
+    row: &[T],
+    skip: Option<usize>,
+) -> RowSum {
+    row_and::<S, T, MAX>(s, row, skip, &mut ())
 }
 
 /// As [`row`], and shows every block to `extra`.
 #[inline(always)]
-pub(crate) fn row_and<S: Simd, const MAX: bool>(
+pub(crate) fn row_and<S: Simd, T: Lane, const MAX: bool>(
     s: S,
-    row: &[f32],
+    row: &[T],
     skip: Option<usize>,
-    extra: &mut impl Extra<S>,
+    extra: &mut impl Extra<S, T>,
 ) -> RowSum {
     let steps = Steps::new(row, skip);
     let mut out = RowSum { sum: ExpSum::EMPTY, max: f32::NEG_INFINITY, max_block: 0 };
@@ -627,7 +634,7 @@ pub(crate) fn row_and<S: Simd, const MAX: bool>(
         let first = chunk.start == 0;
         let mut sum = ChunkSum::new(s);
         for block in ranges(chunk, BLOCK / STEP) {
-            sum.add_block::<MAX>(&steps, block.clone());
+            sum.add_block::<T, MAX>(&steps, block.clone());
             let start = block.start * STEP;
             extra.block(s, &row[start..row.len().min(block.end * STEP)], start);
             if MAX && sum.max > out.max {
@@ -642,9 +649,9 @@ pub(crate) fn row_and<S: Simd, const MAX: bool>(
 
 /// As [`row_and`] for the transformed elements of a row, which are staged block by block.
 #[inline(always)]
-pub(crate) fn transformed_row_and<S: Simd>(
+pub(crate) fn transformed_row_and<S: Simd, T: Lane>(
     s: S,
-    row: &[f32],
+    row: &[T],
     skip: Option<usize>,
     transform: &Transform,
     extra: &mut impl Extra<S>,
@@ -656,7 +663,7 @@ pub(crate) fn transformed_row_and<S: Simd>(
         let mut sum = ChunkSum::new(s);
         for block in ranges(chunk, BLOCK) {
             let start = block.start;
-            for line in row[block.clone()].chunks(LANES) {
+            for line in row[block.clone()].chunks(LANES * T::PER_LINE) {
                 s.prefetch(line.as_ptr().wrapping_add(PREFETCH));
             }
             stage(s, transform, &row[block.clone()], &mut staged.0, None);
@@ -667,7 +674,7 @@ pub(crate) fn transformed_row_and<S: Simd>(
                 staged.0[class - start] = f32::NEG_INFINITY;
             }
             let steps = Steps::new(&staged.0, None);
-            sum.add_block::<false>(&steps, 0..block.len().div_ceil(STEP));
+            sum.add_block::<f32, false>(&steps, 0..block.len().div_ceil(STEP));
         }
         let sum = sum.finish();
         out = if first { sum } else { out.merge::<S>(&sum) };
@@ -682,7 +689,7 @@ pub(crate) fn ranges(all: Range<usize>, len: usize) -> impl Iterator<Item = Rang
 
 /// The first index of the largest element, NaN ignored; 0 if there is none.
 #[inline(always)]
-pub(crate) fn argmax_ignoring_nan<S: Simd>(s: S, row: &[f32]) -> usize {
+pub(crate) fn argmax_ignoring_nan<S: Simd, T: Lane>(s: S, row: &[T]) -> usize {
     let steps = Steps::new(row, None);
     let mut best = (f32::NEG_INFINITY, 0);
     for block in ranges(0..steps.len, BLOCK / STEP) {
@@ -697,6 +704,6 @@ pub(crate) fn argmax_ignoring_nan<S: Simd>(s: S, row: &[f32]) -> usize {
 
 /// The first index of `value` in the block that starts at `start`; `start` if it is not there.
 #[inline(always)]
-pub(crate) fn first_in_block(row: &[f32], start: usize, value: f32) -> usize {
-    start + row[start..].iter().take(BLOCK).position(|&x| x == value).unwrap_or(0)
+pub(crate) fn first_in_block<T: Lane>(row: &[T], start: usize, value: f32) -> usize {
+    start + row[start..].iter().take(BLOCK).position(|x| x.widen() == value).unwrap_or(0)
 }

@@ -3,7 +3,7 @@
 use super::exp::{Map, Scale, map_lanes as each};
 use super::sum::BLOCK;
 use crate::math;
-use crate::simd::Simd;
+use crate::simd::{LANES, Lane, Simd};
 
 /// `z = cap(scale * x) / temperature` with `cap(u) = c tanh(u / c)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,15 +71,15 @@ pub(crate) struct Staged<T>(pub(crate) [T; BLOCK]);
 /// Up to a block of transformed `x` into the beginning of `z`, and if wanted the derivative of the
 /// softcap into that of `slope`.
 #[inline(always)]
-pub(crate) fn stage<S: Simd>(
+pub(crate) fn stage<S: Simd, T: Lane>(
     s: S,
     transform: &Transform,
-    x: &[f32],
+    x: &[T],
     z: &mut [f32],
     slope: Option<&mut [f32]>,
 ) {
-    z[..x.len()].copy_from_slice(x);
     let z = &mut z[..x.len()];
+    widen(s, x, z);
     if transform.scale != 1.0 {
         let k = s.splat(transform.scale as f32);
         each(s, z, &Multiply::<S>(k));
@@ -98,9 +98,43 @@ pub(crate) fn stage<S: Simd>(
     }
 }
 
+/// The numbers of a slice in `f32`, into one as long.
+#[inline(always)]
+pub(crate) fn widen<S: Simd, T: Lane>(s: S, from: &[T], to: &mut [f32]) {
+    let (from, rest) = from.as_chunks::<LANES>();
+    let (to, to_rest) = to.as_chunks_mut::<LANES>();
+    for (from, to) in from.iter().zip(to) {
+        s.store(to, T::load(s, from));
+    }
+    for (from, to) in rest.iter().zip(to_rest) {
+        *to = from.widen();
+    }
+}
+
+/// The numbers of a slice rounded into one as long, or their sums with what is there.
+#[inline(always)]
+pub(crate) fn narrow<S: Simd, T: Lane>(s: S, from: &[f32], to: &mut [T], add: bool) {
+    let (from, rest) = from.as_chunks::<LANES>();
+    let (to, to_rest) = to.as_chunks_mut::<LANES>();
+    if add {
+        for (from, to) in from.iter().zip(to) {
+            let sum = s.add(T::load(s, to), s.load(from));
+            T::store(s, to, sum);
+        }
+    } else {
+        for (from, to) in from.iter().zip(to) {
+            T::store(s, to, s.load(from));
+        }
+    }
+    for (&from, to) in rest.iter().zip(to_rest) {
+        // Not the sum with 0, which has no sign.
+        *to = T::round(f64::from(if add { to.widen() + from } else { from }));
+    }
+}
+
 /// `z` and the derivative of the softcap for one logit: the same bits as in a block.
 #[inline(always)]
-pub(crate) fn stage_one<S: Simd>(s: S, transform: &Transform, x: f32) -> (f32, f32) {
+pub(crate) fn stage_one<S: Simd, T: Lane>(s: S, transform: &Transform, x: T) -> (f32, f32) {
     let (mut z, mut slope) = ([0.0], [1.0]);
     stage(s, transform, &[x], &mut z, Some(&mut slope));
     (z[0], slope[0])

@@ -1,13 +1,14 @@
-//! AVX2 + FMA: the virtual vector is two ymm registers.
+//! AVX2, FMA and F16C: the virtual vector is two ymm registers.
 //!
-//! Every `unsafe` block of this file calls intrinsics of AVX, AVX2 or FMA, or moves one
-//! vector between a register and a reference to an array.
+//! Every `unsafe` block of this file calls intrinsics of AVX, AVX2, FMA or F16C, or moves
+//! one vector between a register and a reference to an array.
 //! SAFETY of all of them: an [`Avx2`] exists only where [`Avx2::new`] was called, whose caller
 //! promises those features (SSE, of the prefetch, is part of x86-64, and it may be given any
 //! address); loads and stores go through references to arrays of the right length.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
 use super::{LANES, Lanes, Lanes64, Simd, Simd64};
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -15,7 +16,7 @@ pub(crate) struct Avx2(());
 
 impl Avx2 {
     /// # Safety
-    /// The CPU has AVX2 and FMA.
+    /// The CPU has AVX2, FMA and F16C.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Avx2(())
@@ -29,6 +30,56 @@ macro_rules! halves {
     ($intrinsic:ident, $($arg:ident),+) => {
         unsafe { [$intrinsic($($arg[0]),+), $intrinsic($($arg[1]),+)] }
     };
+}
+
+/// # Safety
+/// As the operations of [`Avx2`].
+#[inline(always)]
+unsafe fn to_bf16(v: Pair) -> __m256i {
+    #[inline(always)]
+    unsafe fn rounded(v: __m256) -> __m256i {
+        unsafe {
+            let bits = _mm256_castps_si256(v);
+            let even = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let half_a_unit = _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff));
+            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half_a_unit));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+            _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan)
+        }
+    }
+    unsafe {
+        // The instruction takes 4 + 4 elements of each half in turn.
+        let mixed = _mm256_packus_epi32(rounded(v[0]), rounded(v[1]));
+        _mm256_permute4x64_epi64::<0b11_01_10_00>(mixed)
+    }
+}
+
+/// # Safety
+/// As the operations of [`Avx2`].
+#[inline(always)]
+unsafe fn to_f16(v: Pair) -> __m256i {
+    #[inline(always)]
+    unsafe fn rounded(v: __m256) -> __m128i {
+        unsafe {
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v);
+            let v = _mm256_blendv_ps(v, _mm256_set1_ps(f32::NAN), nan);
+            _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)
+        }
+    }
+    unsafe { _mm256_set_m128i(rounded(v[1]), rounded(v[0])) }
+}
+
+/// # Safety
+/// `dst` may be written, and as the operations of [`Avx2`].
+#[inline(always)]
+unsafe fn stream_half(dst: *mut __m256i, v: __m256i) {
+    unsafe {
+        if dst.is_aligned() {
+            _mm256_stream_si256(dst, v);
+        } else {
+            _mm256_storeu_si256(dst, v);
+        }
+    }
 }
 
 impl Simd for Avx2 {
@@ -51,6 +102,36 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_bf16(self, src: &[bf16; LANES]) -> Pair {
+        let at = src.as_ptr().cast::<__m128i>();
+        let half = unsafe { [_mm_loadu_si128(at), _mm_loadu_si128(at.add(1))] };
+        let bits = halves!(_mm256_cvtepu16_epi32, half);
+        let bits = unsafe { [_mm256_slli_epi32::<16>(bits[0]), _mm256_slli_epi32::<16>(bits[1])] };
+        halves!(_mm256_castsi256_ps, bits)
+    }
+    #[inline(always)]
+    fn load_f16(self, src: &[f16; LANES]) -> Pair {
+        let at = src.as_ptr().cast::<__m128i>();
+        let half = unsafe { [_mm_loadu_si128(at), _mm_loadu_si128(at.add(1))] };
+        halves!(_mm256_cvtph_ps, half)
+    }
+    #[inline(always)]
+    fn store_bf16(self, dst: &mut [bf16; LANES], v: Pair) {
+        unsafe { _mm256_storeu_si256(dst.as_mut_ptr().cast(), to_bf16(v)) }
+    }
+    #[inline(always)]
+    fn store_f16(self, dst: &mut [f16; LANES], v: Pair) {
+        unsafe { _mm256_storeu_si256(dst.as_mut_ptr().cast(), to_f16(v)) }
+    }
+    #[inline(always)]
+    fn stream_bf16(self, dst: &mut [bf16; LANES], v: Pair) {
+        unsafe { stream_half(dst.as_mut_ptr().cast(), to_bf16(v)) }
+    }
+    #[inline(always)]
+    fn stream_f16(self, dst: &mut [f16; LANES], v: Pair) {
+        unsafe { stream_half(dst.as_mut_ptr().cast(), to_f16(v)) }
+    }
+    #[inline(always)]
     fn stream(self, dst: &mut Lanes, v: Pair) {
         let at = dst.as_mut_ptr();
         if at.addr().is_multiple_of(64) {
@@ -63,12 +144,12 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn prefetch(self, at: *const f32) {
+    fn prefetch<T>(self, at: *const T) {
         // Never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
-    fn prefetch_far(self, at: *const f32) {
+    fn prefetch_far<T>(self, at: *const T) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]

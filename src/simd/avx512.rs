@@ -8,6 +8,7 @@
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
 use super::{LANES, Lanes, Lanes64, Simd, Simd64};
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -19,6 +20,44 @@ impl Avx512 {
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Avx512(())
+    }
+}
+
+/// # Safety
+/// As the operations of [`Avx512`].
+#[inline(always)]
+unsafe fn to_bf16(v: __m512) -> __m256i {
+    unsafe {
+        let bits = _mm512_castps_si512(v);
+        let even = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let half_a_unit = _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff));
+        let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half_a_unit));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0)))
+    }
+}
+
+/// # Safety
+/// As the operations of [`Avx512`].
+#[inline(always)]
+unsafe fn to_f16(v: __m512) -> __m256i {
+    unsafe {
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        let v = _mm512_mask_mov_ps(v, nan, _mm512_set1_ps(f32::NAN));
+        _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v)
+    }
+}
+
+/// # Safety
+/// `dst` may be written, and as the operations of [`Avx512`].
+#[inline(always)]
+unsafe fn stream_half(dst: *mut __m256i, v: __m256i) {
+    unsafe {
+        if dst.is_aligned() {
+            _mm256_stream_si256(dst, v);
+        } else {
+            _mm256_storeu_si256(dst, v);
+        }
     }
 }
 
@@ -39,6 +78,33 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(dst.as_mut_ptr(), v) }
     }
     #[inline(always)]
+    fn load_bf16(self, src: &[bf16; LANES]) -> __m512 {
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(src.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
+    fn load_f16(self, src: &[f16; LANES]) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(src.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn store_bf16(self, dst: &mut [bf16; LANES], v: __m512) {
+        unsafe { _mm256_storeu_si256(dst.as_mut_ptr().cast(), to_bf16(v)) }
+    }
+    #[inline(always)]
+    fn store_f16(self, dst: &mut [f16; LANES], v: __m512) {
+        unsafe { _mm256_storeu_si256(dst.as_mut_ptr().cast(), to_f16(v)) }
+    }
+    #[inline(always)]
+    fn stream_bf16(self, dst: &mut [bf16; LANES], v: __m512) {
+        unsafe { stream_half(dst.as_mut_ptr().cast(), to_bf16(v)) }
+    }
+    #[inline(always)]
+    fn stream_f16(self, dst: &mut [f16; LANES], v: __m512) {
+        unsafe { stream_half(dst.as_mut_ptr().cast(), to_f16(v)) }
+    }
+    #[inline(always)]
     fn stream(self, dst: &mut Lanes, v: __m512) {
         let at = dst.as_mut_ptr();
         if at.addr().is_multiple_of(64) {
@@ -48,12 +114,12 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn prefetch(self, at: *const f32) {
+    fn prefetch<T>(self, at: *const T) {
         // Never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
-    fn prefetch_far(self, at: *const f32) {
+    fn prefetch_far<T>(self, at: *const T) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
     #[inline(always)]

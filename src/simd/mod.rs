@@ -8,10 +8,13 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod half;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 pub(crate) mod portable;
 pub(crate) mod scalar;
+
+use ::half::{bf16, f16};
 
 /// Lanes of the virtual vector: one zmm, two ymm, or four 128-bit registers.
 pub(crate) const LANES: usize = 16;
@@ -34,6 +37,32 @@ pub(crate) trait Simd: Simd64 {
     fn load(self, src: &Lanes) -> Self::V;
     fn store(self, dst: &mut Lanes, v: Self::V);
 
+    /// Exact.
+    fn load_bf16(self, src: &[bf16; LANES]) -> Self::V;
+
+    /// Exact; NaN becomes quiet.
+    fn load_f16(self, src: &[f16; LANES]) -> Self::V;
+
+    /// Rounded to nearest even, with subnormals. All NaN become `0x7fc0`.
+    ///
+    /// In integers on every backend: `vcvtneps2bf16` of x86 takes subnormals for 0.
+    fn store_bf16(self, dst: &mut [bf16; LANES], v: Self::V);
+
+    /// Rounded to nearest even, with subnormals, to infinity from 65,520 on. All NaN become `0x7e00`.
+    fn store_f16(self, dst: &mut [f16; LANES], v: Self::V);
+
+    /// As [`Simd::store_bf16`] and [`Simd::stream`]; past the caches where `dst` is aligned to its size.
+    #[inline(always)]
+    fn stream_bf16(self, dst: &mut [bf16; LANES], v: Self::V) {
+        self.store_bf16(dst, v);
+    }
+
+    /// As [`Simd::store_f16`] and [`Simd::stream`]; past the caches where `dst` is aligned to its size.
+    #[inline(always)]
+    fn stream_f16(self, dst: &mut [f16; LANES], v: Self::V) {
+        self.store_f16(dst, v);
+    }
+
     /// As [`Simd::store`], past the caches where `dst` is a whole cache line (64 bytes, aligned).
     ///
     /// Such stores are not ordered with others: whoever uses them calls [`Simd64::fence`] before
@@ -45,13 +74,13 @@ pub(crate) trait Simd: Simd64 {
 
     /// Asks for the cache line at `at`, which may be any address, soon. A hint: nothing by default.
     #[inline(always)]
-    fn prefetch(self, at: *const f32) {
+    fn prefetch<T>(self, at: *const T) {
         let _ = at;
     }
 
     /// Asks for the cache line at `at` to be brought closer, into the second-level cache. A hint.
     #[inline(always)]
-    fn prefetch_far(self, at: *const f32) {
+    fn prefetch_far<T>(self, at: *const T) {
         let _ = at;
     }
 
@@ -132,6 +161,72 @@ pub(crate) trait Simd: Simd64 {
         self.store(&mut lanes, v);
         lanes
     }
+}
+
+/// What rows that are computed in `f32` may be stored as. A new one is an implementation of this, two
+/// operations of each backend, and its entries.
+pub(crate) trait Lane: Copy + Default + 'static {
+    const NEG_INFINITY: Self;
+    const NAN: Self;
+
+    /// The largest finite number.
+    const MAX: f32;
+
+    /// Vectors to a cache line.
+    const PER_LINE: usize = 64 / size_of::<[Self; LANES]>();
+
+    fn load<S: Simd>(s: S, src: &[Self; LANES]) -> S::V;
+    fn store<S: Simd>(s: S, dst: &mut [Self; LANES], v: S::V);
+    fn stream<S: Simd>(s: S, dst: &mut [Self; LANES], v: S::V);
+
+    /// The row itself if it needs no conversion.
+    fn as_f32(row: &[Self]) -> Option<&[f32]>;
+
+    /// Exact.
+    fn widen(self) -> f32;
+
+    /// Rounded once.
+    fn round(x: f64) -> Self;
+}
+
+macro_rules! lanes {
+    ($($type:ident $max:expr, $load:ident $store:ident $stream:ident, $as_f32:expr, $widen:expr, $round:expr;)*) => {$(
+        impl Lane for $type {
+            const NEG_INFINITY: Self = $type::NEG_INFINITY;
+            const NAN: Self = $type::NAN;
+            const MAX: f32 = $max;
+
+            #[inline(always)]
+            fn load<S: Simd>(s: S, src: &[Self; LANES]) -> S::V {
+                s.$load(src)
+            }
+            #[inline(always)]
+            fn store<S: Simd>(s: S, dst: &mut [Self; LANES], v: S::V) {
+                s.$store(dst, v);
+            }
+            #[inline(always)]
+            fn stream<S: Simd>(s: S, dst: &mut [Self; LANES], v: S::V) {
+                s.$stream(dst, v);
+            }
+            #[inline(always)]
+            fn as_f32(row: &[Self]) -> Option<&[f32]> {
+                $as_f32(row)
+            }
+            #[inline(always)]
+            fn widen(self) -> f32 {
+                $widen(self)
+            }
+            #[inline(always)]
+            fn round(x: f64) -> Self {
+                $round(x)
+            }
+        }
+    )*};
+}
+lanes! {
+    f32 f32::MAX, load store stream, Some, std::convert::identity, |x| x as f32;
+    bf16 3.39e38, load_bf16 store_bf16 stream_bf16, |_| None, half::widen_bf16, |x| half::round_bf16(half::round_to_odd(x));
+    f16 65_504.0, load_f16 store_f16 stream_f16, |_| None, half::widen_f16, |x| half::round_f16(half::round_to_odd(x));
 }
 
 /// Lanes of the virtual vector of `f64`.

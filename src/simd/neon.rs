@@ -8,6 +8,7 @@
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
 use super::{LANES, Lanes, Lanes64, Simd, Simd64};
+use half::{bf16, f16};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -41,6 +42,44 @@ macro_rules! quarters {
     };
 }
 
+// Assembly, as the intrinsics on `f16` are not stable.
+#[inline(always)]
+unsafe fn widen_f16(bits: uint16x4_t) -> float32x4_t {
+    let wide;
+    unsafe {
+        asm!("fcvtl {:v}.4s, {:v}.4h", out(vreg) wide, in(vreg) bits, options(pure, nomem, nostack, preserves_flags));
+    }
+    wide
+}
+
+#[inline(always)]
+unsafe fn round_f16(v: float32x4_t) -> uint16x4_t {
+    let rounded;
+    unsafe {
+        asm!("fcvtn {:v}.4h, {:v}.4s", out(vreg) rounded, in(vreg) v, options(pure, nomem, nostack, preserves_flags));
+    }
+    rounded
+}
+
+/// # Safety
+/// There are 16 elements at `at`, and as the operations of [`Neon`].
+#[inline(always)]
+unsafe fn load_u16(at: *const u16) -> [uint16x4_t; 4] {
+    unsafe { [vld1_u16(at), vld1_u16(at.add(4)), vld1_u16(at.add(8)), vld1_u16(at.add(12))] }
+}
+
+/// # Safety
+/// There is room for 16 elements at `at`, and as the operations of [`Neon`].
+#[inline(always)]
+unsafe fn store_u16(at: *mut u16, v: [uint16x4_t; 4]) {
+    unsafe {
+        vst1_u16(at, v[0]);
+        vst1_u16(at.add(4), v[1]);
+        vst1_u16(at.add(8), v[2]);
+        vst1_u16(at.add(12), v[3]);
+    }
+}
+
 impl Simd for Neon {
     type V = Quad;
     const FUSED: bool = true;
@@ -67,14 +106,46 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    fn prefetch(self, at: *const f32) {
+    fn load_bf16(self, src: &[bf16; LANES]) -> Quad {
+        let bits = unsafe { load_u16(src.as_ptr().cast()) };
+        let bits = quarters!(vshll_n_u16::<16>, bits);
+        quarters!(vreinterpretq_f32_u32, bits)
+    }
+    #[inline(always)]
+    fn load_f16(self, src: &[f16; LANES]) -> Quad {
+        let bits = unsafe { load_u16(src.as_ptr().cast()) };
+        quarters!(widen_f16, bits)
+    }
+    #[inline(always)]
+    fn store_bf16(self, dst: &mut [bf16; LANES], v: Quad) {
+        let bits = quarters!(vreinterpretq_u32_f32, v);
+        let (one, less_than_half) = unsafe { ([vdupq_n_u32(1); 4], [vdupq_n_u32(0x7fff); 4]) };
+        let even = quarters!(vshrq_n_u32::<16>, bits);
+        let even = quarters!(vandq_u32, even, one);
+        let half_a_unit = quarters!(vaddq_u32, even, less_than_half);
+        let rounded = quarters!(vaddq_u32, bits, half_a_unit);
+        let is_number = quarters!(vceqq_f32, v, v);
+        let nan = unsafe { [vdupq_n_u32(0x7fc0_0000); 4] };
+        let rounded = quarters!(vbslq_u32, is_number, rounded, nan);
+        let upper = quarters!(vshrn_n_u32::<16>, rounded);
+        unsafe { store_u16(dst.as_mut_ptr().cast(), upper) }
+    }
+    #[inline(always)]
+    fn store_f16(self, dst: &mut [f16; LANES], v: Quad) {
+        let (is_number, nan) = (quarters!(vceqq_f32, v, v), self.splat(f32::NAN));
+        let v = quarters!(vbslq_f32, is_number, v, nan);
+        let rounded = quarters!(round_f16, v);
+        unsafe { store_u16(dst.as_mut_ptr().cast(), rounded) }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
         // Assembly, as the intrinsic is not stable.
         unsafe {
             asm!("prfm pldl1keep, [{}]", in(reg) at, options(nomem, nostack, preserves_flags));
         }
     }
     #[inline(always)]
-    fn prefetch_far(self, at: *const f32) {
+    fn prefetch_far<T>(self, at: *const T) {
         unsafe {
             asm!("prfm pldl2keep, [{}]", in(reg) at, options(nomem, nostack, preserves_flags));
         }

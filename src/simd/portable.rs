@@ -5,8 +5,10 @@
 //! a target that has a backend of its own.
 #![forbid(unsafe_code)]
 
+use super::half::{round_bf16, round_f16, widen_bf16, widen_f16};
 use super::scalar::Scalar;
 use super::{LANES, LANES_64, Lanes, Lanes64, Simd, Simd64};
+use half::{bf16, f16};
 use wide::bytemuck::cast;
 use wide::{f32x16, f64x8, u32x16, u64x8};
 
@@ -31,6 +33,23 @@ impl Simd for Portable {
     #[inline(always)]
     fn store(self, dst: &mut Lanes, v: f32x16) {
         *dst = v.to_array();
+    }
+    // Loops over plain numbers, which compilers turn into vectors; functions, as they are long.
+    #[inline(never)]
+    fn load_bf16(self, src: &[bf16; LANES]) -> f32x16 {
+        f32x16::new(src.map(widen_bf16))
+    }
+    #[inline(never)]
+    fn load_f16(self, src: &[f16; LANES]) -> f32x16 {
+        f32x16::new(src.map(widen_f16))
+    }
+    #[inline(never)]
+    fn store_bf16(self, dst: &mut [bf16; LANES], v: f32x16) {
+        *dst = v.to_array().map(round_bf16);
+    }
+    #[inline(never)]
+    fn store_f16(self, dst: &mut [f16; LANES], v: f32x16) {
+        *dst = v.to_array().map(round_f16);
     }
     #[inline(always)]
     fn add(self, a: f32x16, b: f32x16) -> f32x16 {

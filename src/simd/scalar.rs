@@ -1,7 +1,10 @@
 //! The readable definition of every operation, in plain Rust.
 #![forbid(unsafe_code)]
 
+use super::half::{round_bf16, round_f16, widen_bf16, widen_f16};
 use super::{LANES, LANES_64, Lanes, Lanes64, Simd, Simd64};
+
+use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
@@ -33,6 +36,22 @@ impl Simd for Scalar {
     #[inline(never)]
     fn store(self, dst: &mut Lanes, v: Lanes) {
         *dst = v;
+    }
+    #[inline(never)]
+    fn load_bf16(self, src: &[bf16; LANES]) -> Lanes {
+        src.map(widen_bf16)
+    }
+    #[inline(never)]
+    fn load_f16(self, src: &[f16; LANES]) -> Lanes {
+        src.map(widen_f16)
+    }
+    #[inline(never)]
+    fn store_bf16(self, dst: &mut [bf16; LANES], v: Lanes) {
+        *dst = v.map(round_bf16);
+    }
+    #[inline(never)]
+    fn store_f16(self, dst: &mut [f16; LANES], v: Lanes) {
+        *dst = v.map(round_f16);
     }
     #[inline(never)]
     fn add(self, a: Lanes, b: Lanes) -> Lanes {
