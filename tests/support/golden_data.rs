@@ -106,6 +106,11 @@ impl Tensors {
         self.elements(case, name, Dtype::F64).into_iter().map(f64::from_le_bytes).collect()
     }
 
+    /// The bits of 16-bit numbers.
+    pub(crate) fn u16s(&self, case: &Case, name: &str, dtype: Dtype) -> Vec<u16> {
+        self.elements(case, name, dtype).into_iter().map(u16::from_le_bytes).collect()
+    }
+
     pub(crate) fn i64s(&self, case: &Case, name: &str) -> Vec<i64> {
         self.elements(case, name, Dtype::I64).into_iter().map(i64::from_le_bytes).collect()
     }
