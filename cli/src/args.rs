@@ -31,10 +31,11 @@ Exit status: 0 if the file was scored, 1 if a file is at fault, 2 if the command
 
 /// Loss, perplexity and accuracy of the logits in a safetensors file, and the gradient of the loss
 ///
-/// The file holds logits, F32 or F64 of shape [rows, vocab], and one target class per row, I64, I32 or
-/// U32 of shape [rows], already shifted: row i is the prediction of target i. It is mapped into memory
-/// rather than read, so it may be larger than memory, and must not be changed meanwhile. The time
-/// reported is that of the one pass over the logits, waiting for the disk included.
+/// The file holds logits, F32, F64, BF16 or F16 of shape [rows, vocab], and one target class per row,
+/// I64, I32 or U32 of shape [rows], already shifted: row i is the prediction of target i. What goes with
+/// half formats and is computed from them is F32, and their gradient is of their own type. The file is
+/// mapped into memory rather than read, so it may be larger than memory, and must not be changed
+/// meanwhile. The time reported is that of the one pass over the logits, waiting for the disk included.
 ///
 /// With p the softmax of a row and t its target, the loss of the row is -ln p[t]. Perplexity, bits per
 /// token, accuracy and standard errors are always those of -ln p[t], whatever --label-smoothing,

@@ -126,11 +126,13 @@ impl Derivative<'_> {
 /// Finds the logits and checks that they are some.
 pub(crate) fn logits<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, Error> {
     let is_logits = |view: &TensorView<'_>| {
-        matches!(view.dtype(), Dtype::F32 | Dtype::F64) && view.shape().len() == 2
+        let types = [Dtype::F32, Dtype::F64, Dtype::BF16, Dtype::F16];
+        types.contains(&view.dtype()) && view.shape().len() == 2
     };
     let role = Role { what: "logits", flag: "logits", fits: &is_logits };
     let view = role.find(tensors, name)?;
-    if is_logits(&view) { Ok(view) } else { Err(wrong(name, &view, "F32 or F64 [rows, vocab]")) }
+    let expected = "F32, F64, BF16 or F16 [rows, vocab]";
+    if is_logits(&view) { Ok(view) } else { Err(wrong(name, &view, expected)) }
 }
 
 impl<'a, T: Logit> Input<'a, T> {

@@ -12,6 +12,7 @@ mod score;
 use args::{Args, Command, Score};
 use clap::Parser;
 use gradient::GradientFile;
+use half::{bf16, f16};
 use input::Input;
 use number::Logit;
 use safetensors::tensor::TensorView;
@@ -96,6 +97,8 @@ fn score(args: &Score) -> Result<(), Error> {
     let tensors = SafeTensors::deserialize(&file).map_err(|error| bad_input(error.into()))?;
     let logits = input::logits(&tensors, &args.logits).map_err(bad_input)?;
     match logits.dtype() {
+        Dtype::BF16 => score_as::<bf16>(&tensors, &logits, args),
+        Dtype::F16 => score_as::<f16>(&tensors, &logits, args),
         Dtype::F64 => score_as::<f64>(&tensors, &logits, args),
         _ => score_as::<f32>(&tensors, &logits, args),
     }

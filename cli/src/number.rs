@@ -1,6 +1,7 @@
 //! The types of numbers that a file may hold.
 #![forbid(unsafe_code)]
 
+use half::{bf16, f16};
 use safetensors::Dtype;
 use std::borrow::Cow;
 use xent::Floats;
@@ -26,14 +27,20 @@ pub(crate) trait Number: xent::Real + Stored + serde::Serialize {
     fn floats(values: &[Self]) -> Floats<'_>;
 }
 
-macro_rules! numbers {
-    ($($float:ident $dtype:ident $width:literal),*) => {$(
+macro_rules! stored {
+    ($($float:ident $dtype:ident),*) => {$(
         impl Stored for $float {
             const DTYPE: Dtype = Dtype::$dtype;
             fn read(bytes: &[u8]) -> Cow<'_, [Self]> {
                 read(bytes, $float::from_le_bytes)
             }
         }
+    )*};
+}
+stored!(f32 F32, f64 F64, bf16 BF16, f16 F16);
+
+macro_rules! numbers {
+    ($($float:ident $width:literal),*) => {$(
         impl Number for $float {
             const WIDTH: usize = $width;
             fn floats(values: &[Self]) -> Floats<'_> {
@@ -42,7 +49,7 @@ macro_rules! numbers {
         }
     )*};
 }
-numbers!(f32 F32 14, f64 F64 23);
+numbers!(f32 14, f64 23);
 
 /// The elements of a tensor, where they are if possible.
 ///

@@ -74,7 +74,7 @@ fn wrong_types_and_shapes() {
     };
     let ids = || (Dtype::I64, vec![2]);
     for (dtype, shape, found) in [
-        (Dtype::BF16, vec![2, 3], "BF16 [2, 3]"),
+        (Dtype::I8, vec![2, 3], "I8 [2, 3]"),
         (Dtype::F64, vec![2, 3, 4], "F64 [2, 3, 4]"),
         (Dtype::F32, vec![6], "F32 [6]"),
         (Dtype::F32, vec![], "F32 []"),
@@ -83,7 +83,7 @@ fn wrong_types_and_shapes() {
         let message = bad_file(&file((dtype, shape), ids()), &[]);
         assert_eq!(
             message,
-            format!(": tensor `logits` is {found}, expected F32 or F64 [rows, vocab]")
+            format!(": tensor `logits` is {found}, expected F32, F64, BF16 or F16 [rows, vocab]")
         );
     }
     for (dtype, shape, found) in [

@@ -5,7 +5,7 @@ mod common;
 use common::{Dtype, Files, bytes, json, losses, noise, score, text};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use xent::{Backend, CrossEntropy, Logits, RowOutputs, reference};
+use xent::{Backend, CrossEntropy, Logits, RowOutputs, bf16, f16, reference};
 
 const ROWS: usize = 37;
 const VOCAB: usize = 1_031;
@@ -252,6 +252,40 @@ fn the_environment_chooses_a_backend_unless_the_command_line_does() {
     assert_eq!(backend(&[]), "scalar");
     assert_eq!(backend(&["--backend", "portable"]), "portable");
     assert_eq!(backend(&["--backend", "Portable"]), "portable");
+}
+
+/// Half formats are the `f32` rows with the same numbers, and their gradients are of their own type.
+#[test]
+fn logits_of_sixteen_bits() {
+    let (logits, targets) = sample();
+    let files = Files::new();
+    let rows = targets.len();
+    let halves: [(Dtype, Vec<u16>, Vec<f32>); 2] = [
+        (
+            Dtype::BF16,
+            logits.iter().map(|&x| bf16::from_f32(x).to_bits()).collect(),
+            logits.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
+        ),
+        (
+            Dtype::F16,
+            logits.iter().map(|&x| f16::from_f32(x).to_bits()).collect(),
+            logits.iter().map(|&x| f16::from_f32(x).to_f32()).collect(),
+        ),
+    ];
+    for (dtype, stored, wide) in halves {
+        let ids = ("targets", Dtype::I64, vec![rows], bytes(&targets));
+        let logits = ("logits", dtype, vec![rows, VOCAB], bytes(&stored));
+        let file = files.tensors("half", &[logits, ids]);
+        let grad = files.path("grad");
+        let args = ["--grad", grad.to_str().unwrap()];
+        let expected = results(json(&files.dump(&wide, VOCAB, &targets), &[]));
+        assert_eq!(results(json(&file, &[])), expected, "{dtype}");
+        assert_eq!(results(json(&file, &args)), expected, "{dtype} with a gradient");
+        let bytes = std::fs::read(&grad).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let grad = tensors.tensor("grad").unwrap();
+        assert_eq!((grad.dtype(), grad.shape()), (dtype, &[rows, VOCAB][..]));
+    }
 }
 
 #[test]
