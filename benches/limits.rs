@@ -11,6 +11,9 @@
 //! also a pass that multiplies every element by a number, in place. For a single short row ("call") the
 //! limit is the kernel itself, called without the public API.
 //!
+//! `bf16` and `f16` have the limits of as many bytes. "convert, forward" is what they are compared with: the
+//! matrix is converted to `f32` first, with all threads, and the loss is that of the `f32` matrix.
+//!
 //! Everything runs in turn, round after round, and every measurement stands between two of its limit:
 //! a change in clock speed, or a neighbour on a shared machine, meets both. A measurement is one call,
 //! or for short ones, and for the limit they have, the fastest of a few batches of calls. `ratio` is
@@ -25,12 +28,16 @@ mod common;
 
 use common::{Batch, all_threads, fastest_backend, pool, print_skipped};
 use rayon::ThreadPool;
+use rayon::prelude::*;
 use serde::Serialize;
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use xent::{Backend, CrossEntropy, Gradient, RowOutputs, RowStats, internals};
+use xent::{
+    Backend, CrossEntropy, Element, Error, Gradient, Logits, LogitsMut, RowOutputs, RowStats,
+};
+use xent::{bf16, f16, internals};
 
 /// The least time between two looks at the clock: short calls are repeated to fill it.
 ///
@@ -51,6 +58,9 @@ fn main() {
     let cached = Batch::new(16, 50_257);
     let large = Batch::new(1024, 50_257);
     let short = Batch::new(1, 1000);
+    let halves = (rounded::<bf16>(&one_row), rounded::<f16>(&one_row));
+    let large_halves = (rounded::<bf16>(&large), rounded::<f16>(&large));
+    let half_scratch = (Mutex::new(large_halves.0.clone()), Mutex::new(large_halves.1.clone()));
     // One gradient for all: no more than one of its users runs at a time.
     let scratch = Mutex::new(large.logits.clone());
     let pools: Vec<ThreadPool> = if all_threads() == 1 { vec![1] } else { vec![1, all_threads()] }
@@ -68,6 +78,14 @@ fn main() {
     for pool in &pools {
         groups.push(against_copying(&large, pool, &fast, &scratch));
         groups.push(against_rewriting(&large, pool, &fast, &scratch));
+    }
+    groups.push(half_against_reading(&one_row, &halves.0, &pools[0], &fast, &scratch));
+    groups.push(half_against_reading(&one_row, &halves.1, &pools[0], &fast, &scratch));
+    for pool in &pools {
+        groups.push(half_against_reading(&large, &large_halves.0, pool, &fast, &scratch));
+        groups.push(half_against_reading(&large, &large_halves.1, pool, &fast, &scratch));
+        groups.push(half_against_copying(&large, pool, &fast, &scratch, &half_scratch.0));
+        groups.push(half_against_copying(&large, pool, &fast, &scratch, &half_scratch.1));
     }
     groups.extend(Backend::available().iter().map(|&backend| against_kernel(&short, backend)));
     for group in &mut groups {
@@ -174,6 +192,7 @@ impl<'a> Variant<'a> {
 /// Variants with the same input, the same threads and the same limit.
 struct Group<'a> {
     batch: &'a Batch,
+    dtype: &'static str,
     /// Where it runs; on the calling thread, outside of any pool, if there is none.
     pool: Option<&'a ThreadPool>,
     limit: Timed<'a>,
@@ -186,7 +205,8 @@ impl Group<'_> {
     }
 
     fn select(&mut self, filter: &str) {
-        let shape = format!("{}x{} t{}", self.batch.rows, self.batch.vocab, self.threads());
+        let (rows, vocab) = (self.batch.rows, self.batch.vocab);
+        let shape = format!("{rows}x{vocab} t{} {}", self.threads(), self.dtype);
         self.variants.retain(|v| format!("{} {} {shape}", v.op, v.backend).contains(filter));
     }
 
@@ -226,7 +246,7 @@ impl Group<'_> {
             Line {
                 op: variant.op,
                 backend: variant.backend,
-                dtype: "f32",
+                dtype: self.dtype,
                 rows: self.batch.rows,
                 vocab: self.batch.vocab,
                 threads: self.threads(),
@@ -285,7 +305,8 @@ fn against_reading<'a>(batch: &'a Batch, pool: &'a ThreadPool, backends: &[Backe
             })
         }));
     }
-    Group { batch, pool: Some(pool), limit: Timed::new(read_all(fastest_backend())), variants }
+    let limit = Timed::new(read_all(fastest_backend()));
+    Group { batch, dtype: "f32", pool: Some(pool), limit, variants }
 }
 
 /// The largest value, found by `threads` threads of the current pool, each in a range of its own.
@@ -341,7 +362,7 @@ fn against_copying<'a>(
             variants.push(in_place(op, batch, backend, loss.backend(backend), scratch));
         }
     }
-    Group { batch, pool: Some(pool), limit, variants }
+    Group { batch, dtype: "f32", pool: Some(pool), limit, variants }
 }
 
 /// The gradient in place against the least that anything in place can do.
@@ -357,7 +378,7 @@ fn against_rewriting<'a>(
         let loss = CrossEntropy::new().backend(backend);
         in_place("in place, own", batch, backend, loss, scratch)
     });
-    Group { batch, pool: Some(pool), limit, variants: variants.collect() }
+    Group { batch, dtype: "f32", pool: Some(pool), limit, variants: variants.collect() }
 }
 
 /// Loss and gradient over whatever is in `scratch`: logits the first time, then gradients, which take as
@@ -378,7 +399,7 @@ fn in_place<'a>(
     })
 }
 
-fn lock(scratch: &Mutex<Vec<f32>>) -> std::sync::MutexGuard<'_, Vec<f32>> {
+fn lock<T>(scratch: &Mutex<Vec<T>>) -> std::sync::MutexGuard<'_, Vec<T>> {
     scratch.lock().expect("no user has panicked")
 }
 
@@ -403,6 +424,105 @@ fn rewrite(backend: Backend, values: &mut [f32], threads: usize) {
     rayon::join(|| rewrite(backend, a, half), || rewrite(backend, b, threads - half));
 }
 
+/// A type of logits that is converted to `f32`.
+trait Half: Element<Real = f32> {
+    const NAME: &'static str;
+    fn round(x: f32) -> Self;
+    fn widen(backend: Backend, from: &[Self], to: &mut [f32]) -> Result<(), Error>;
+}
+
+impl Half for bf16 {
+    const NAME: &'static str = "bf16";
+    fn round(x: f32) -> Self {
+        bf16::from_f32(x)
+    }
+    fn widen(backend: Backend, from: &[Self], to: &mut [f32]) -> Result<(), Error> {
+        internals::widen_bf16(backend, from, to)
+    }
+}
+
+impl Half for f16 {
+    const NAME: &'static str = "f16";
+    fn round(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+    fn widen(backend: Backend, from: &[Self], to: &mut [f32]) -> Result<(), Error> {
+        internals::widen_f16(backend, from, to)
+    }
+}
+
+fn rounded<T: Half>(batch: &Batch) -> Vec<T> {
+    batch.logits.iter().map(|&x| T::round(x)).collect()
+}
+
+/// Losses of the rounded batch against reading as many bytes.
+fn half_against_reading<'a, T: Half>(
+    batch: &'a Batch,
+    x: &'a [T],
+    pool: &'a ThreadPool,
+    backends: &[Backend],
+    scratch: &'a Mutex<Vec<f32>>,
+) -> Group<'a> {
+    let (rows, vocab) = (batch.rows, batch.vocab);
+    let threads = pool.current_num_threads();
+    let as_many_bytes = &batch.logits[..x.len() / 2];
+    let limit = Timed::new(move || {
+        black_box(read(fastest_backend(), black_box(as_many_bytes), threads));
+    });
+    let mut variants = Vec::new();
+    for &backend in backends {
+        let view = move || Logits::new(black_box(x), rows, vocab).expect(VALID);
+        let loss = CrossEntropy::new().backend(backend);
+        let (evaluate, of_wide) = (loss.clone(), loss.clone());
+        let mut losses = vec![0.0; rows];
+        variants.push(Variant::new("forward", backend.name(), move || {
+            loss.forward_into(view(), &batch.targets, &mut losses).expect(VALID);
+            black_box(&losses);
+        }));
+        let (mut losses, mut argmax) = (vec![0.0; rows], vec![0; rows]);
+        variants.push(Variant::new("forward+argmax", backend.name(), move || {
+            let outputs = RowOutputs::new().losses(&mut losses).argmax(&mut argmax);
+            black_box(evaluate.evaluate(view(), &batch.targets, outputs).expect(VALID));
+        }));
+        let mut losses = vec![0.0; rows];
+        variants.push(Variant::new("convert, forward", backend.name(), move || {
+            let wide = &mut lock(scratch)[..x.len()];
+            let rows_of_both = wide.par_chunks_mut(vocab).zip(black_box(x).par_chunks(vocab));
+            rows_of_both.for_each(|(to, from)| T::widen(backend, from, to).expect(VALID));
+            let wide = Logits::new(wide, rows, vocab).expect(VALID);
+            of_wide.forward_into(wide, &batch.targets, &mut losses).expect(VALID);
+            black_box(&losses);
+        }));
+    }
+    Group { batch, dtype: T::NAME, pool: Some(pool), limit, variants }
+}
+
+/// The gradient in place of the rounded batch against a copy of as many bytes.
+fn half_against_copying<'a, T: Half>(
+    batch: &'a Batch,
+    pool: &'a ThreadPool,
+    backends: &[Backend],
+    scratch: &'a Mutex<Vec<f32>>,
+    half_scratch: &'a Mutex<Vec<T>>,
+) -> Group<'a> {
+    let threads = pool.current_num_threads();
+    let half = batch.logits.len() / 2;
+    let limit = Timed::new(move || {
+        copy(&batch.logits[..half], &mut lock(scratch)[..half], threads);
+    });
+    let variants = backends.iter().map(|&backend| {
+        let loss = CrossEntropy::new().backend(backend);
+        Variant::new("in place", backend.name(), move || {
+            let mut x = lock(half_scratch);
+            let x = LogitsMut::new(&mut x, batch.rows, batch.vocab).expect(VALID);
+            let outputs = RowOutputs::new();
+            let all = loss.forward_backward_in_place(x, &batch.targets, 1.0, outputs);
+            black_box(all.expect(VALID));
+        })
+    });
+    Group { batch, dtype: T::NAME, pool: Some(pool), limit, variants: variants.collect() }
+}
+
 /// The public API on a row so short that overhead shows, against the kernel without it.
 fn against_kernel(batch: &Batch, backend: Backend) -> Group<'_> {
     let limit = Timed::new(move || {
@@ -421,7 +541,7 @@ fn against_kernel(batch: &Batch, backend: Backend) -> Group<'_> {
             black_box(all.expect(VALID));
         }),
     ];
-    Group { batch, pool: None, limit, variants }
+    Group { batch, dtype: "f32", pool: None, limit, variants }
 }
 
 fn forward<'a>(op: &'static str, batch: &'a Batch, backend: Backend) -> Variant<'a> {
@@ -504,17 +624,19 @@ fn last_cache() -> Option<(u32, String)> {
 
 fn print_table(lines: &[Line]) {
     println!(
-        "{:26} {:8} {:>13} {:>8} {:>11} {:>8} {:>11} {:>6}",
-        "op", "backend", "rows x vocab", "threads", "time us", "GB/s", "limit us", "ratio",
+        "{:26} {:8} {:5} {:>13} {:>8} {:>11} {:>8} {:>11} {:>6}",
+        "op", "backend", "dtype", "rows x vocab", "threads", "time us", "GB/s", "limit us", "ratio",
     );
     for line in lines {
         let shape = format!("{} x {}", line.rows, line.vocab);
+        let element = if line.dtype == "f32" { 4 } else { 2 };
         let writes = line.op.contains("backward") || line.op.contains("in place");
-        let bytes = (line.rows * line.vocab * size_of::<f32>() * (1 + usize::from(writes))) as f64;
+        let bytes = (line.rows * line.vocab * element * (1 + usize::from(writes))) as f64;
         println!(
-            "{:26} {:8} {shape:>13} {:>8} {:>11.3} {:>8.1} {:>11.3} {:>6.3}",
+            "{:26} {:8} {:5} {shape:>13} {:>8} {:>11.3} {:>8.1} {:>11.3} {:>6.3}",
             line.op,
             line.backend,
+            line.dtype,
             line.threads,
             line.seconds * 1e6,
             bytes / line.seconds / 1e9,
