@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::Error;
+use crate::kernel::transpose::{self, Transpose};
 use crate::kernel::{double, exp, forward, read, softmax, train, transform};
 use crate::simd::Simd;
 #[cfg(target_arch = "aarch64")]
@@ -196,6 +197,8 @@ struct Entries {
     softmax_f16: unsafe fn(softmax::AnyJob<'_, '_, f16>),
     widen_f16: unsafe fn(&[f16], &mut [f32]),
     narrow_f16: unsafe fn(&[f32], &mut [f16]),
+    transpose_f32: unsafe fn(&mut Transpose<'_, f32>),
+    transpose_u16: unsafe fn(&mut Transpose<'_, u16>),
     scaled_exp_f64: unsafe fn(&double::grad::ScaledExp<'_>, double::grad::Place<'_>),
 }
 
@@ -244,6 +247,8 @@ safe_entries! {
     softmax_f16(job: softmax::AnyJob<'_, '_, f16>);
     widen_f16(from: &[f16], to: &mut [f32]);
     narrow_f16(from: &[f32], to: &mut [f16]);
+    transpose_f32(job: &mut Transpose<'_, f32>);
+    transpose_u16(job: &mut Transpose<'_, u16>);
     scaled_exp_f64(terms: &double::grad::ScaledExp<'_>, place: double::grad::Place<'_>);
 }
 
@@ -379,6 +384,14 @@ macro_rules! backend {
             unsafe fn narrow_f16(from: &[f32], to: &mut [f16]) {
                 transform::narrow($token, from, to, false);
             }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn transpose_f32(job: &mut Transpose<'_, f32>) {
+                transpose::run($token, job);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn transpose_u16(job: &mut Transpose<'_, u16>) {
+                transpose::run($token, job);
+            }
 
             pub(super) static ENTRIES: Entries = Entries {
                 forward,
@@ -409,6 +422,8 @@ macro_rules! backend {
                 softmax_f16,
                 widen_f16,
                 narrow_f16,
+                transpose_f32,
+                transpose_u16,
                 scaled_exp_f64,
             };
         }

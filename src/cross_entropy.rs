@@ -1,12 +1,14 @@
 //! The loss: options, validation, reduction.
 #![forbid(unsafe_code)]
 
+use crate::columns;
 use crate::element::sealed::Real as _;
 use crate::evaluation::Reduced;
 use crate::kernel::forward::Row;
+use crate::kernel::gradient::Store;
 use crate::kernel::train::{self, Config, GradientRows};
 use crate::kernel::transform::{Softcap, Transform};
-use crate::rows::{RowSlices, for_each_group};
+use crate::rows::RowSlices;
 use crate::stats::RowStats;
 use crate::targets::{AnyTargets, TargetRows};
 use crate::{Backend, Element, Error, Evaluation, Floats, Logits, Real, Targets};
@@ -537,11 +539,12 @@ impl<'w> CrossEntropy<'w> {
             && call.gradient.is_none()
             && let Targets::Ids(ids) = call.targets
             && let Some(logits) = call.logits
+            && logits.columns().is_none()
         {
             self.check_reduction()?;
             let kernels = Backend::kernels(self.backend)?;
             let (rows, vocab) = (logits.rows(), logits.vocab());
-            let targets = TargetRows::new(ids, self.ignore_index, rows, vocab)?;
+            let targets = TargetRows::new(ids, None, self.ignore_index, rows, vocab)?;
             call.out.check(rows)?;
             T::forward(kernels, logits, targets, call.out, argmax);
             return Ok(());
@@ -579,6 +582,12 @@ impl<'w> CrossEntropy<'w> {
             },
             argmax,
         };
+        let mut gradient = call.gradient;
+        let columns = call.logits.and_then(|logits| logits.columns());
+        let to = gradient.as_mut().and_then(|gradient| {
+            let read = call.logits.is_none() || gradient.store == Store::Add;
+            gradient.to.take_columns().map(|columns| columns::Output { columns, read })
+        });
         let job = train::Job {
             config: &config,
             logits: call.logits,
@@ -586,9 +595,9 @@ impl<'w> CrossEntropy<'w> {
             token_weights: self.token_weights,
             saved: call.saved,
             out: call.out,
-            gradient: call.gradient,
+            gradient,
         };
-        for_each_group(job, &|job: &mut train::Job<'_, T>| T::train(kernels, job));
+        columns::run(kernels, job, columns, to);
         Ok(())
     }
 
@@ -712,7 +721,7 @@ impl<'a, T: Element> Call<'a, T> {
     /// rows with probability targets have classes.
     fn check_rows(&self) -> Result<(), Error> {
         match self.targets {
-            Targets::Ids(ids) if ids.len() != self.rows() => {
+            Targets::Ids(ids) | Targets::Shifted { ids, .. } if ids.len() != self.rows() => {
                 Err(Error::TargetCount { rows: self.rows(), targets: ids.len() })
             }
             Targets::Probs(_) | Targets::Sparse(_) if self.vocab() == 0 && self.rows() > 0 => {

@@ -53,9 +53,11 @@ pub(crate) mod sealed {
     use crate::Logits;
     use crate::backend::Kernels;
     use crate::kernel::softmax::AnyJob;
+    use crate::kernel::transpose::Transpose;
     use crate::kernel::{forward, softmax, train};
     use crate::rows::{RowSlices, for_each_group};
     use crate::targets::TargetRows;
+    use half::slice::HalfFloatSliceExt;
     use half::{bf16, f16};
 
     pub trait Element:
@@ -83,6 +85,13 @@ pub(crate) mod sealed {
         #[doc(hidden)]
         #[expect(private_interfaces, reason = "other crates cannot call it")]
         fn logsumexp(kernels: Kernels, job: &mut softmax::LogSumExpJob<'_, Self>)
+        where
+            Self: super::Element;
+
+        /// Copies a transposed matrix, whatever the bits.
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn transpose(kernels: Kernels, job: &mut Transpose<'_, Self>)
         where
             Self: super::Element;
 
@@ -118,7 +127,7 @@ pub(crate) mod sealed {
 
     macro_rules! single_precision {
         ($($type:ty: $forward:ident $forward_argmax:ident $train:ident,
-            $softmax:expr, $log_softmax:expr, $logsumexp:expr;)*) => {$(
+            $softmax:expr, $log_softmax:expr, $logsumexp:expr, $transpose:expr;)*) => {$(
             #[expect(private_interfaces, reason = "other crates cannot call it")]
             impl Element for $type {
                 fn train(kernels: Kernels, job: &mut train::Job<'_, $type>) {
@@ -132,6 +141,9 @@ pub(crate) mod sealed {
                 }
                 fn logsumexp(kernels: Kernels, job: &mut softmax::LogSumExpJob<'_, $type>) {
                     $logsumexp(kernels, job);
+                }
+                fn transpose(kernels: Kernels, job: &mut Transpose<'_, $type>) {
+                    $transpose(kernels, job);
                 }
 
                 const HAS_FORWARD: bool = true;
@@ -160,15 +172,30 @@ pub(crate) mod sealed {
     }
     single_precision! {
         f32: forward forward_argmax train,
-            Kernels::softmax, Kernels::log_softmax, Kernels::logsumexp;
+            Kernels::softmax, Kernels::log_softmax, Kernels::logsumexp, Kernels::transpose_f32;
         bf16: forward_bf16 forward_argmax_bf16 train_bf16,
             |kernels: Kernels, job| kernels.softmax_bf16(AnyJob::Softmax(job)),
             |kernels: Kernels, job| kernels.softmax_bf16(AnyJob::LogSoftmax(job)),
-            |kernels: Kernels, job| kernels.softmax_bf16(AnyJob::LogSumExp(job));
+            |kernels: Kernels, job| kernels.softmax_bf16(AnyJob::LogSumExp(job)), transpose_bits;
         f16: forward_f16 forward_argmax_f16 train_f16,
             |kernels: Kernels, job| kernels.softmax_f16(AnyJob::Softmax(job)),
             |kernels: Kernels, job| kernels.softmax_f16(AnyJob::LogSoftmax(job)),
-            |kernels: Kernels, job| kernels.softmax_f16(AnyJob::LogSumExp(job));
+            |kernels: Kernels, job| kernels.softmax_f16(AnyJob::LogSumExp(job)), transpose_bits;
+    }
+
+    fn transpose_bits<T>(kernels: Kernels, job: &mut Transpose<'_, T>)
+    where
+        [T]: HalfFloatSliceExt,
+    {
+        kernels.transpose_u16(&mut Transpose {
+            from: job.from.reinterpret_cast(),
+            from_stride: job.from_stride,
+            to: job.to.reinterpret_cast_mut(),
+            to_stride: job.to_stride,
+            rows: job.rows,
+            columns: job.columns,
+            outer: job.outer,
+        });
     }
 
     impl Real for f32 {
@@ -198,6 +225,9 @@ pub(crate) mod sealed {
         }
         fn logsumexp(kernels: Kernels, job: &mut softmax::LogSumExpJob<'_, f64>) {
             kernels.logsumexp_f64(job);
+        }
+        fn transpose(_: Kernels, job: &mut Transpose<'_, f64>) {
+            job.run_scalar();
         }
     }
 

@@ -50,6 +50,62 @@ pub enum Error {
         /// Classes of a row.
         vocab: usize,
     },
+    /// A view does not fit into its slice.
+    #[error(
+        "shape {shape:?} with strides {strides:?} needs {needed} elements, but the slice has {len}"
+    )]
+    StridedShape {
+        /// Batch, time and vocabulary.
+        shape: [usize; 3],
+        /// Elements from one to the next, of each.
+        strides: [usize; 3],
+        /// The smallest slice that would do.
+        needed: u128,
+        /// Elements of the slice.
+        len: usize,
+    },
+    /// Neither the classes of a row nor the positions in time are next to each other.
+    #[error("strides {strides:?} of shape {shape:?}: the last, or the one before, must be 1")]
+    Strides {
+        /// Batch, time and vocabulary.
+        shape: [usize; 3],
+        /// Elements from one to the next, of each.
+        strides: [usize; 3],
+    },
+    /// Rows that are to be written overlap, or are in memory in another order.
+    #[error("strides {strides:?} of shape {shape:?}: rows to be written must follow one another")]
+    Overlap {
+        /// Batch, time and vocabulary.
+        shape: [usize; 3],
+        /// Elements from one to the next, of each.
+        strides: [usize; 3],
+    },
+    /// A row of a list is shorter than the vocabulary.
+    #[error("row {row} has {len} elements, fewer than the vocabulary of {vocab}")]
+    RowLength {
+        /// The first such row.
+        row: usize,
+        /// Its length.
+        len: usize,
+        /// Classes of a row.
+        vocab: usize,
+    },
+    /// Rows are no whole number of sequences.
+    #[error("{rows} rows are no whole number of sequences of {sequence}")]
+    Sequence {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Rows of a sequence.
+        sequence: usize,
+    },
+    /// Targets are shifted by more than a sequence has.
+    #[error("targets shifted by {shift} in sequences of {sequence}: no row has a target")]
+    Shift {
+        /// How far.
+        shift: usize,
+        /// Rows of a sequence.
+        sequence: usize,
+    },
     /// The number of elements does not fit into `usize`.
     #[error("{rows} rows of {elements} elements are more than an address can count")]
     Overflow {

@@ -87,7 +87,6 @@ impl<'a> Floats<'a> {
         }
     }
 
-    #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
     pub(crate) fn split_at(self, mid: usize) -> (Self, Self) {
         fn both<'a, T>(values: &'a [T], mid: usize) -> (Floats<'a>, Floats<'a>)
         where

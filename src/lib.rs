@@ -4,6 +4,7 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 mod backend;
+mod columns;
 mod cross_entropy;
 mod element;
 mod error;

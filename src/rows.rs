@@ -14,11 +14,16 @@ use crate::{Element, Error, Real};
 const GRAIN: usize = 65_536;
 
 /// Work on rows that can be cut in two.
-#[cfg_attr(not(feature = "rayon"), allow(dead_code))]
 pub(crate) trait Rows: Send + Sized {
     fn rows(&self) -> usize;
     fn vocab(&self) -> usize;
     fn split_at(self, row: usize) -> (Self, Self);
+
+    /// The fewest rows that are worth a call.
+    #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
+    fn least(&self) -> usize {
+        1
+    }
 }
 
 /// Calls `f` with every group of rows, on the caller's rayon pool if that pays.
@@ -28,7 +33,7 @@ pub(crate) trait Rows: Send + Sized {
 pub(crate) fn for_each_group<W: Rows>(mut work: W, f: &(impl Fn(&mut W) + Sync)) {
     #[cfg(feature = "rayon")]
     if work.rows() > 1 && work.rows().saturating_mul(work.vocab()) > GRAIN {
-        let grain = (GRAIN / work.vocab()).max(1);
+        let grain = (GRAIN / work.vocab()).max(work.least());
         return in_parallel(work, grain, f);
     }
     f(&mut work);
@@ -70,7 +75,6 @@ impl<R> Default for RowSlices<'_, R> {
     }
 }
 
-#[cfg_attr(not(feature = "rayon"), allow(dead_code))]
 fn split<T>(slice: Option<&mut [T]>, mid: usize) -> (Option<&mut [T]>, Option<&mut [T]>) {
     slice.map(|slice| slice.split_at_mut(mid)).unzip()
 }
@@ -93,7 +97,6 @@ impl<'a, R: Real> RowSlices<'a, R> {
         Ok(())
     }
 
-    #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
     fn split_at(self, row: usize) -> (Self, Self) {
         let (rows_a, rows_b) = split(self.rows, row);
         let (losses_a, losses_b) = split(self.losses, row);
@@ -242,7 +245,6 @@ impl<T: Element> Rows for train::Job<'_, T> {
 }
 
 impl<T> GradientRows<'_, T> {
-    #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
     fn split_at(self, row: usize) -> (Self, Self) {
         let GradientRows { to, upstream, store } = self;
         let (a, b) = to.split_at(row);
@@ -270,7 +272,8 @@ impl<T: Element> Rows for softmax::Job<'_, T> {
     fn split_at(self, row: usize) -> (Self, Self) {
         let (src_a, src_b) = self.src.map(|src| src.split_at(row)).unzip();
         let (dst_a, dst_b) = self.dst.split_at(row);
-        (softmax::Job { src: src_a, dst: dst_a }, softmax::Job { src: src_b, dst: dst_b })
+        let log = self.log;
+        (softmax::Job { src: src_a, dst: dst_a, log }, softmax::Job { src: src_b, dst: dst_b, log })
     }
 }
 

@@ -1,8 +1,8 @@
 //! Softmax, log-softmax and logsumexp over rows.
 #![forbid(unsafe_code)]
 
+use crate::columns;
 use crate::kernel::softmax::{Job, LogSumExpJob};
-use crate::rows::for_each_group;
 use crate::{Backend, Element, Error, Logits, LogitsMut};
 
 /// Softmax and its relatives over the classes of each row, in the type of the logits.
@@ -50,7 +50,7 @@ impl Softmax {
     /// [`Error::OutputLength`] unless `out` has `rows * vocab` elements, and those of
     /// [`Backend::selected`]. On error `out` is as it was.
     pub fn softmax<T: Element>(&self, logits: Logits<'_, T>, out: &mut [T]) -> Result<(), Error> {
-        self.out_of_place::<T, false>(logits, out)
+        self.out_of_place(logits, out, false)
     }
 
     /// As [`Softmax::softmax`], over the logits themselves.
@@ -58,7 +58,7 @@ impl Softmax {
     /// # Errors
     /// Those of [`Backend::selected`].
     pub fn softmax_in_place<T: Element>(&self, logits: LogitsMut<'_, T>) -> Result<(), Error> {
-        self.transform::<T, false>(Job { src: None, dst: logits })
+        self.transform(Job { src: None, dst: logits, log: false })
     }
 
     /// `y[j] = x[j] - ln(sum_k e^x[k])` into `out`, contiguous rows.
@@ -82,7 +82,7 @@ impl Softmax {
         logits: Logits<'_, T>,
         out: &mut [T],
     ) -> Result<(), Error> {
-        self.out_of_place::<T, true>(logits, out)
+        self.out_of_place(logits, out, true)
     }
 
     /// As [`Softmax::log_softmax`], over the logits themselves.
@@ -90,7 +90,7 @@ impl Softmax {
     /// # Errors
     /// Those of [`Backend::selected`].
     pub fn log_softmax_in_place<T: Element>(&self, logits: LogitsMut<'_, T>) -> Result<(), Error> {
-        self.transform::<T, true>(Job { src: None, dst: logits })
+        self.transform(Job { src: None, dst: logits, log: true })
     }
 
     /// `ln(sum_j e^x[j])` of each row into `out`: -inf for nothing but -inf or no classes, +inf if
@@ -117,34 +117,32 @@ impl Softmax {
     ) -> Result<(), Error> {
         let kernels = Backend::kernels(self.backend)?;
         check_output("logsumexp", out.len(), logits.rows())?;
-        for_each_group(LogSumExpJob { logits, out }, &|job: &mut LogSumExpJob<'_, T>| {
-            T::logsumexp(kernels, job)
-        });
+        columns::run(kernels, LogSumExpJob { logits, out }, logits.columns(), None);
         Ok(())
     }
 
-    fn out_of_place<T: Element, const LOG: bool>(
+    fn out_of_place<T: Element>(
         &self,
         logits: Logits<'_, T>,
         out: &mut [T],
+        log: bool,
     ) -> Result<(), Error> {
         // The product fits: it is at most rows * stride, which was checked.
         let (rows, vocab) = (logits.rows(), logits.vocab());
         check_output("out", out.len(), rows * vocab)?;
-        self.transform::<T, LOG>(Job { src: Some(logits), dst: LogitsMut::new(out, rows, vocab)? })
+        self.transform(Job { src: Some(logits), dst: LogitsMut::new(out, rows, vocab)?, log })
     }
 
-    fn transform<T: Element, const LOG: bool>(&self, job: Job<'_, T>) -> Result<(), Error> {
+    fn transform<T: Element>(&self, mut job: Job<'_, T>) -> Result<(), Error> {
         let kernels = Backend::kernels(self.backend)?;
         if job.dst.vocab() == 0 {
             // There may be any number of empty rows.
             return Ok(());
         }
-        if LOG {
-            for_each_group(job, &|job: &mut Job<'_, T>| T::log_softmax(kernels, job));
-        } else {
-            for_each_group(job, &|job: &mut Job<'_, T>| T::softmax(kernels, job));
-        }
+        let x = job.src.and_then(|src| src.columns());
+        let to = job.dst.take_columns();
+        let to = to.map(|columns| columns::Output { columns, read: job.src.is_none() });
+        columns::run(kernels, job, x, to);
         Ok(())
     }
 }

@@ -27,6 +27,15 @@ use crate::{Error, Floats, Real};
 pub enum Targets<'a> {
     /// One class id per row.
     Ids(Ids<'a>),
+    /// One token id per row, of which a row predicts a later one; see [`Targets::shifted`].
+    Shifted {
+        /// The tokens.
+        ids: Ids<'a>,
+        /// How many make a sequence.
+        sequence: usize,
+        /// How far ahead the target of a row is.
+        shift: usize,
+    },
     /// `[rows, vocab]` probabilities, contiguous; see [`Targets::probs`].
     Probs(Floats<'a>),
     /// Some classes per row with their probabilities.
@@ -126,6 +135,27 @@ impl<'a> From<SparseProbs<'a>> for Targets<'a> {
 }
 
 impl<'a> Targets<'a> {
+    /// The tokens of `[batch, sequence]`, as they went into the model: the target of a row is the token `shift`
+    /// places later, without copying them. The last `shift` rows of each sequence have none and are ignored.
+    /// What is never a target, the first `shift` tokens of a sequence, may be anything.
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Logits, Targets};
+    ///
+    /// let x: Vec<f32> = (0..12).map(|x| (x * x % 7) as f32).collect();
+    /// let (logits, ce) = (Logits::new(&x, 4, 3)?, CrossEntropy::new());
+    /// let tokens = [0u32, 2, 1, 1]; // two sequences of two
+    /// let loss = ce.forward(logits, Targets::shifted(&tokens, 2, 1))?;
+    /// assert_eq!(loss, ce.forward(logits, &[2i64, -100, 1, -100])?);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    ///
+    /// Functions that take these return [`Error::Sequence`] or [`Error::Shift`](Error::Shift) if the rows are no
+    /// whole number of sequences, or `shift` is not less than `sequence`.
+    pub fn shifted(ids: impl Into<Ids<'a>>, sequence: usize, shift: usize) -> Self {
+        Targets::Shifted { ids: ids.into(), sequence, shift }
+    }
+
     /// `[rows, vocab]` probabilities, contiguous. They need not sum to 1: the loss of a row is
     /// `-sum_j t[j] ln p[j]` whatever they are.
     ///
@@ -158,7 +188,6 @@ impl<'a> Ids<'a> {
         self.len() == 0
     }
 
-    #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
     fn split_at(self, mid: usize) -> (Self, Self) {
         fn both<'a, T>(ids: &'a [T], mid: usize) -> (Ids<'a>, Ids<'a>)
         where
@@ -189,17 +218,46 @@ impl<'a> Ids<'a> {
     }
 }
 
-/// Targets that were checked: each is a class, or ignored.
+/// Targets that were checked: each is a class, or ignored. From row `first` on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TargetRows<'a> {
     ids: Ids<'a>,
+    first: usize,
+    shift: Option<Shift>,
     ignore_index: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shift {
+    by: usize,
+    sequence: usize,
+}
+
+impl Shift {
+    pub(crate) fn new(by: usize, sequence: usize, rows: usize) -> Result<Option<Self>, Error> {
+        if rows == 0 {
+            return Ok(None);
+        }
+        if rows.checked_rem(sequence) != Some(0) {
+            return Err(Error::Sequence { rows, sequence });
+        }
+        if by >= sequence {
+            return Err(Error::Shift { shift: by, sequence });
+        }
+        Ok((by > 0).then_some(Shift { by, sequence }))
+    }
+
+    fn apply(&self, row: usize) -> Option<usize> {
+        (row % self.sequence + self.by < self.sequence).then_some(row + self.by)
+    }
 }
 
 impl<'a> TargetRows<'a> {
     /// Checks one target per row, each a class or `ignore_index`, which is compared first.
+    #[inline(always)]
     pub(crate) fn new(
         ids: Ids<'a>,
+        shift: Option<Shift>,
         ignore_index: Option<i64>,
         rows: usize,
         vocab: usize,
@@ -207,9 +265,12 @@ impl<'a> TargetRows<'a> {
         if ids.len() != rows {
             return Err(Error::TargetCount { rows, targets: ids.len() });
         }
-        let checked = TargetRows { ids, ignore_index };
+        let checked = TargetRows { ids, first: 0, shift, ignore_index };
         match (0..rows).find(|&row| checked.get(row).is_some_and(|class| class >= vocab)) {
-            Some(row) => Err(Error::TargetOutOfRange { row, target: ids.get(row), vocab }),
+            Some(row) => {
+                let id = shift.map_or(Some(row), |shift| shift.apply(row)).unwrap_or(row);
+                Err(Error::TargetOutOfRange { row, target: ids.get(id), vocab })
+            }
             None => Ok(checked),
         }
     }
@@ -217,16 +278,18 @@ impl<'a> TargetRows<'a> {
     /// The class of a row, or `None` to ignore it.
     #[inline(always)]
     pub(crate) fn get(&self, row: usize) -> Option<usize> {
+        let mut row = self.first + row;
+        if let Some(shift) = &self.shift {
+            row = shift.apply(row)?;
+        }
         let id = self.ids.get(row);
         // A negative id becomes `usize::MAX`, which is no class of any slice.
         (Some(id) != self.ignore_index.map(i128::from))
             .then(|| usize::try_from(id).unwrap_or(usize::MAX))
     }
 
-    #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
     pub(crate) fn split_at(self, mid: usize) -> (Self, Self) {
-        let (a, b) = self.ids.split_at(mid);
-        (TargetRows { ids: a, ..self }, TargetRows { ids: b, ..self })
+        (self, TargetRows { first: self.first + mid, ..self })
     }
 }
 
@@ -262,7 +325,11 @@ impl<'a, R: Real> AnyTargets<'a, R> {
         };
         match targets {
             Targets::Ids(ids) => {
-                TargetRows::new(ids, ignore_index, rows, vocab).map(AnyTargets::Ids)
+                TargetRows::new(ids, None, ignore_index, rows, vocab).map(AnyTargets::Ids)
+            }
+            Targets::Shifted { ids, sequence, shift } => {
+                let shift = Shift::new(shift, sequence, rows)?;
+                TargetRows::new(ids, shift, ignore_index, rows, vocab).map(AnyTargets::Ids)
             }
             Targets::Probs(probs) => {
                 if let Some(index) = ignore_index.filter(|&index| index >= 0) {
@@ -316,7 +383,6 @@ impl<'a, R: Real> AnyTargets<'a, R> {
         }
     }
 
-    #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
     pub(crate) fn split_at(self, mid: usize) -> (Self, Self) {
         match self {
             AnyTargets::Ids(ids) => {

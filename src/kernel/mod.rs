@@ -18,3 +18,4 @@ pub(crate) mod softmax;
 pub(crate) mod sum;
 pub(crate) mod train;
 pub(crate) mod transform;
+pub(crate) mod transpose;

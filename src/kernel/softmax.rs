@@ -13,6 +13,8 @@ use std::f64::consts::LN_2;
 pub(crate) struct Job<'a, T> {
     pub(crate) src: Option<Logits<'a, T>>,
     pub(crate) dst: LogitsMut<'a, T>,
+    /// Log-softmax.
+    pub(crate) log: bool,
 }
 
 /// Rows to reduce to one number each.

@@ -82,6 +82,34 @@ unsafe fn stream_half(dst: *mut __m256i, v: __m256i) {
     }
 }
 
+/// # Safety
+/// As the operations of [`Avx2`].
+#[inline(always)]
+unsafe fn transpose_8x8(v: [__m256; 8]) -> [__m256; 8] {
+    let mut out = v;
+    unsafe {
+        // Within the 128-bit halves: 2 x 2 blocks, then 4 x 4.
+        let mut pairs = v;
+        for i in 0..4 {
+            pairs[2 * i] = _mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]);
+            pairs[2 * i + 1] = _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+        }
+        let mut fours = v;
+        for i in [0, 4] {
+            for k in 0..2 {
+                let (a, b) = (pairs[i + k], pairs[i + k + 2]);
+                fours[i + 2 * k] = _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
+                fours[i + 2 * k + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(a, b);
+            }
+        }
+        for i in 0..4 {
+            out[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+            out[i + 4] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+        }
+    }
+    out
+}
+
 impl Simd for Avx2 {
     type V = Pair;
     const FUSED: bool = true;
@@ -151,6 +179,40 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch_far<T>(self, at: *const T) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
+    fn load_u16(self, src: &[u16; LANES]) -> Pair {
+        let at = src.as_ptr().cast::<__m128i>();
+        let half = unsafe { [_mm_loadu_si128(at), _mm_loadu_si128(at.add(1))] };
+        let bits = halves!(_mm256_cvtepu16_epi32, half);
+        halves!(_mm256_castsi256_ps, bits)
+    }
+    #[inline(always)]
+    fn store_u16(self, dst: &mut [u16; LANES], v: Pair) {
+        let bits = halves!(_mm256_castps_si256, v);
+        unsafe {
+            // The upper halves of the lanes are 0: saturation changes nothing.
+            let mixed = _mm256_packus_epi32(bits[0], bits[1]);
+            let bits = _mm256_permute4x64_epi64::<0b11_01_10_00>(mixed);
+            _mm256_storeu_si256(dst.as_mut_ptr().cast(), bits);
+        }
+    }
+    #[inline(always)]
+    fn transpose(self, v: [Pair; LANES]) -> [Pair; LANES] {
+        let mut out = v;
+        for rows in 0..2 {
+            for columns in 0..2 {
+                let mut quarter = [v[0][0]; 8];
+                for (k, part) in quarter.iter_mut().enumerate() {
+                    *part = v[8 * rows + k][columns];
+                }
+                let quarter = unsafe { transpose_8x8(quarter) };
+                for (k, part) in quarter.into_iter().enumerate() {
+                    out[8 * columns + k][rows] = part;
+                }
+            }
+        }
+        out
     }
     #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {

@@ -61,6 +61,12 @@ unsafe fn stream_half(dst: *mut __m256i, v: __m256i) {
     }
 }
 
+/// Lanes of two registers in turn, first of their lower halves, then of their upper.
+const IN_TURN: [[i32; 16]; 2] = [
+    [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23],
+    [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31],
+];
+
 impl Simd for Avx512 {
     type V = __m512;
     const FUSED: bool = true;
@@ -121,6 +127,36 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch_far<T>(self, at: *const T) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
+    fn load_u16(self, src: &[u16; LANES]) -> __m512 {
+        unsafe {
+            let bits = _mm256_loadu_si256(src.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_cvtepu16_epi32(bits))
+        }
+    }
+    #[inline(always)]
+    fn store_u16(self, dst: &mut [u16; LANES], v: __m512) {
+        unsafe {
+            let bits = _mm512_cvtepi32_epi16(_mm512_castps_si512(v));
+            _mm256_storeu_si256(dst.as_mut_ptr().cast(), bits);
+        }
+    }
+    #[inline(always)]
+    fn transpose(self, mut v: [__m512; LANES]) -> [__m512; LANES] {
+        let lower = unsafe { _mm512_loadu_si512(IN_TURN[0].as_ptr().cast()) };
+        let upper = unsafe { _mm512_loadu_si512(IN_TURN[1].as_ptr().cast()) };
+        // With the bits of an element's row before those of its column, each round moves the first bit to
+        // the end: after four, rows and columns have changed places.
+        for _ in 0..4 {
+            let rows = v;
+            for i in 0..8 {
+                let (a, b) = (rows[i], rows[i + 8]);
+                v[2 * i] = unsafe { _mm512_permutex2var_ps(a, lower, b) };
+                v[2 * i + 1] = unsafe { _mm512_permutex2var_ps(a, upper, b) };
+            }
+        }
+        v
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {

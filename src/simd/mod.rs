@@ -51,6 +51,30 @@ pub(crate) trait Simd: Simd64 {
     /// Rounded to nearest even, with subnormals, to infinity from 65,520 on. All NaN become `0x7e00`.
     fn store_f16(self, dst: &mut [f16; LANES], v: Self::V);
 
+    /// The numbers as the bits of lanes.
+    fn load_u16(self, src: &[u16; LANES]) -> Self::V;
+
+    /// The lower half of the bits of each lane.
+    fn store_u16(self, dst: &mut [u16; LANES], v: Self::V);
+
+    /// Lane `i` of result `j` is lane `j` of operand `i`, whatever the bits.
+    #[inline(always)]
+    fn transpose(self, v: [Self::V; LANES]) -> [Self::V; LANES] {
+        let mut rows = [[0.0; LANES]; LANES];
+        for (row, v) in rows.iter_mut().zip(v) {
+            self.store(row, v);
+        }
+        let mut columns = v;
+        for (j, column) in columns.iter_mut().enumerate() {
+            let mut lanes = [0.0; LANES];
+            for (lane, row) in lanes.iter_mut().zip(&rows) {
+                *lane = row[j];
+            }
+            *column = self.load(&lanes);
+        }
+        columns
+    }
+
     /// As [`Simd::store_bf16`] and [`Simd::stream`]; past the caches where `dst` is aligned to its size.
     #[inline(always)]
     fn stream_bf16(self, dst: &mut [bf16; LANES], v: Self::V) {

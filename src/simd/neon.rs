@@ -80,6 +80,28 @@ unsafe fn store_u16(at: *mut u16, v: [uint16x4_t; 4]) {
     }
 }
 
+/// # Safety
+/// As the operations of [`Neon`].
+#[inline(always)]
+unsafe fn transpose_4x4(v: Quad) -> Quad {
+    unsafe {
+        let pairs = [
+            vtrn1q_f32(v[0], v[1]),
+            vtrn2q_f32(v[0], v[1]),
+            vtrn1q_f32(v[2], v[3]),
+            vtrn2q_f32(v[2], v[3]),
+        ];
+        let pairs = quarters!(vreinterpretq_f64_f32, pairs);
+        let out = [
+            vtrn1q_f64(pairs[0], pairs[2]),
+            vtrn1q_f64(pairs[1], pairs[3]),
+            vtrn2q_f64(pairs[0], pairs[2]),
+            vtrn2q_f64(pairs[1], pairs[3]),
+        ];
+        quarters!(vreinterpretq_f32_f64, out)
+    }
+}
+
 impl Simd for Neon {
     type V = Quad;
     const FUSED: bool = true;
@@ -149,6 +171,35 @@ impl Simd for Neon {
         unsafe {
             asm!("prfm pldl2keep, [{}]", in(reg) at, options(nomem, nostack, preserves_flags));
         }
+    }
+    #[inline(always)]
+    fn load_u16(self, src: &[u16; LANES]) -> Quad {
+        let bits = unsafe { load_u16(src.as_ptr()) };
+        let bits = quarters!(vmovl_u16, bits);
+        quarters!(vreinterpretq_f32_u32, bits)
+    }
+    #[inline(always)]
+    fn store_u16(self, dst: &mut [u16; LANES], v: Quad) {
+        let bits = quarters!(vreinterpretq_u32_f32, v);
+        let bits = quarters!(vmovn_u32, bits);
+        unsafe { store_u16(dst.as_mut_ptr(), bits) }
+    }
+    #[inline(always)]
+    fn transpose(self, v: [Quad; LANES]) -> [Quad; LANES] {
+        let mut out = v;
+        for rows in 0..4 {
+            for columns in 0..4 {
+                let mut block = v[0];
+                for (k, part) in block.iter_mut().enumerate() {
+                    *part = v[4 * rows + k][columns];
+                }
+                let block = unsafe { transpose_4x4(block) };
+                for (k, part) in block.into_iter().enumerate() {
+                    out[4 * columns + k][rows] = part;
+                }
+            }
+        }
+        out
     }
     #[inline(always)]
     fn add(self, a: Quad, b: Quad) -> Quad {

@@ -52,6 +52,14 @@ impl Simd for Portable {
         *dst = v.to_array().map(round_f16);
     }
     #[inline(always)]
+    fn load_u16(self, src: &[u16; LANES]) -> f32x16 {
+        f32x16::new(src.map(|bits| f32::from_bits(bits.into())))
+    }
+    #[inline(always)]
+    fn store_u16(self, dst: &mut [u16; LANES], v: f32x16) {
+        *dst = v.to_array().map(|x| x.to_bits() as u16);
+    }
+    #[inline(always)]
     fn add(self, a: f32x16, b: f32x16) -> f32x16 {
         a + b
     }

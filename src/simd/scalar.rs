@@ -54,6 +54,14 @@ impl Simd for Scalar {
         *dst = v.map(round_f16);
     }
     #[inline(never)]
+    fn load_u16(self, src: &[u16; LANES]) -> Lanes {
+        src.map(|bits| f32::from_bits(bits.into()))
+    }
+    #[inline(never)]
+    fn store_u16(self, dst: &mut [u16; LANES], v: Lanes) {
+        *dst = v.map(|x| x.to_bits() as u16);
+    }
+    #[inline(never)]
     fn add(self, a: Lanes, b: Lanes) -> Lanes {
         map2(a, b, |a, b| a + b)
     }
