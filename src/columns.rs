@@ -263,7 +263,7 @@ impl<T: Element> Panels<T> for train::Job<'_, T> {
 
 impl<T: Element> Panels<T> for softmax::Job<'_, T> {
     fn run(self, kernels: Kernels, x: Option<Logits<'_, T>>, to: Option<LogitsMut<'_, T>>) {
-        let job = softmax::Job { src: x.or(self.src), dst: to.unwrap_or(self.dst), log: self.log };
+        let job = softmax::Job { src: x.or(self.src), dst: to.unwrap_or(self.dst), ..self };
         for_each_group(job, &|job: &mut softmax::Job<'_, T>| match job.log {
             true => T::log_softmax(kernels, job),
             false => T::softmax(kernels, job),
@@ -273,7 +273,7 @@ impl<T: Element> Panels<T> for softmax::Job<'_, T> {
 
 impl<T: Element> Panels<T> for softmax::LogSumExpJob<'_, T> {
     fn run(self, kernels: Kernels, x: Option<Logits<'_, T>>, _: Option<LogitsMut<'_, T>>) {
-        let job = softmax::LogSumExpJob { logits: x.unwrap_or(self.logits), out: self.out };
+        let job = softmax::LogSumExpJob { logits: x.unwrap_or(self.logits), ..self };
         for_each_group(job, &|job: &mut softmax::LogSumExpJob<'_, T>| T::logsumexp(kernels, job));
     }
 }

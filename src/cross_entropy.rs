@@ -11,7 +11,7 @@ use crate::kernel::transform::{Softcap, Transform};
 use crate::rows::RowSlices;
 use crate::stats::RowStats;
 use crate::targets::{AnyTargets, TargetRows};
-use crate::{Backend, Element, Error, Evaluation, Floats, Logits, Real, Targets};
+use crate::{AllowedTokens, Backend, Element, Error, Evaluation, Floats, Logits, Real, Targets};
 
 /// How the losses of the kept rows become one number.
 ///
@@ -145,6 +145,7 @@ pub struct CrossEntropy<'a> {
     /// Of the class weights, so that it need not be taken in every call.
     weight_sum: f64,
     token_weights: Option<Floats<'a>>,
+    allowed_tokens: Option<AllowedTokens<'a>>,
 }
 
 impl Default for CrossEntropy<'_> {
@@ -253,6 +254,7 @@ impl<'w> CrossEntropy<'w> {
             class_weights: None,
             weight_sum: 0.0,
             token_weights: None,
+            allowed_tokens: None,
         }
     }
 
@@ -416,6 +418,24 @@ impl<'w> CrossEntropy<'w> {
         self
     }
 
+    /// Which classes may be, a bit for each class of each row. The others are as if their logits were -inf,
+    /// whatever is in memory: probability and gradient 0, and loss +inf as a target. Also of a capped logit,
+    /// with [`CrossEntropy::softcap_of_all`] too.
+    ///
+    /// ```
+    /// use xent::{AllowedTokens, CrossEntropy, Logits};
+    ///
+    /// let logits = Logits::new(&[1.0_f32, 2.0, f32::NAN], 1, 3)?;
+    /// let ce = CrossEntropy::new().allowed_tokens(AllowedTokens::new(&[0b011]));
+    /// assert!((ce.forward(logits, &[1i64])? - 0.3132617).abs() < 1e-7); // of two classes
+    /// assert_eq!(ce.forward(logits, &[2i64])?, f64::INFINITY);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub const fn allowed_tokens(mut self, allowed: AllowedTokens<'w>) -> Self {
+        self.allowed_tokens = Some(allowed);
+        self
+    }
+
     /// The instructions to use, instead of [`Backend::selected`]. Calls return
     /// [`Error::BackendUnavailable`] if this machine cannot run them.
     pub const fn backend(mut self, backend: Backend) -> Self {
@@ -562,6 +582,10 @@ impl<'w> CrossEntropy<'w> {
         let targets = AnyTargets::<T::Real>::new(call.targets, self.ignore_index, rows, vocab)?;
         call.out.check(rows)?;
         call.check_gradient()?;
+        let allowed = match self.allowed_tokens {
+            Some(allowed) => Some(allowed.rows(rows, vocab)?),
+            None => None,
+        };
         let weights = match self.class_weights {
             Some(weights) => Some(T::Real::of(weights).ok_or(Error::Precision {
                 what: "class_weights",
@@ -593,6 +617,7 @@ impl<'w> CrossEntropy<'w> {
             logits: call.logits,
             targets,
             token_weights: self.token_weights,
+            allowed,
             saved: call.saved,
             out: call.out,
             gradient,
@@ -608,12 +633,18 @@ impl<'w> CrossEntropy<'w> {
             && self.z_loss == 0.0
             && self.class_weights.is_none()
             && self.token_weights.is_none()
+            && self.allowed_tokens.is_none()
             && self.transform().is_identity()
     }
 
     #[inline]
-    fn transform(&self) -> Transform {
-        Transform { scale: self.logit_scale, temperature: self.temperature, softcap: self.softcap }
+    fn transform(&self) -> Transform<'static> {
+        Transform {
+            scale: self.logit_scale,
+            temperature: self.temperature,
+            softcap: self.softcap,
+            allowed: None,
+        }
     }
 
     /// What gradients are divided by. In row order, as the sums of the forward pass.

@@ -3,6 +3,7 @@
 #![deny(missing_docs, unsafe_code)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
+mod allowed;
 mod backend;
 mod columns;
 mod cross_entropy;
@@ -21,6 +22,7 @@ mod softmax;
 mod stats;
 mod targets;
 
+pub use allowed::AllowedTokens;
 pub use backend::Backend;
 pub use cross_entropy::{CrossEntropy, EmptyMean, Reduction, RowOutputs};
 pub use element::{Element, Real};

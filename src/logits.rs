@@ -122,9 +122,10 @@ impl Strided {
                 None => Err(Error::Overflow { rows: batch, elements: time }),
             };
         }
-        let spans = shape.iter().zip(strides).map(|(&n, stride)| (n as u128 - 1) * stride as u128);
-        // Three products of two `u64` are within `u128`.
-        let needed = spans.sum::<u128>() + 1;
+        let mut needed = 1u128;
+        for (n, stride) in shape.into_iter().zip(strides) {
+            needed = needed.saturating_add((n as u128 - 1) * stride as u128);
+        }
         if needed > len as u128 {
             return Err(Error::StridedShape { shape, strides, needed, len });
         }

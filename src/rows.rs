@@ -218,6 +218,7 @@ impl<T: Element> Rows for train::Job<'_, T> {
         let (logits_a, logits_b) = self.logits.map(|logits| logits.split_at(row)).unzip();
         let (targets_a, targets_b) = self.targets.split_at(row);
         let (weights_a, weights_b) = self.token_weights.map(|w| w.split_at(row)).unzip();
+        let (allowed_a, allowed_b) = self.allowed.map(|allowed| allowed.split_at(row)).unzip();
         let (saved_a, saved_b) = self.saved.map(|saved| saved.split_at(row)).unzip();
         let (out_a, out_b) = self.out.split_at(row);
         let (gradient_a, gradient_b) = self.gradient.map(|g| g.split_at(row)).unzip();
@@ -227,6 +228,7 @@ impl<T: Element> Rows for train::Job<'_, T> {
                 logits: logits_a,
                 targets: targets_a,
                 token_weights: weights_a,
+                allowed: allowed_a,
                 saved: saved_a,
                 out: out_a,
                 gradient: gradient_a,
@@ -236,6 +238,7 @@ impl<T: Element> Rows for train::Job<'_, T> {
                 logits: logits_b,
                 targets: targets_b,
                 token_weights: weights_b,
+                allowed: allowed_b,
                 saved: saved_b,
                 out: out_b,
                 gradient: gradient_b,
@@ -272,8 +275,12 @@ impl<T: Element> Rows for softmax::Job<'_, T> {
     fn split_at(self, row: usize) -> (Self, Self) {
         let (src_a, src_b) = self.src.map(|src| src.split_at(row)).unzip();
         let (dst_a, dst_b) = self.dst.split_at(row);
+        let (allowed_a, allowed_b) = self.allowed.map(|allowed| allowed.split_at(row)).unzip();
         let log = self.log;
-        (softmax::Job { src: src_a, dst: dst_a, log }, softmax::Job { src: src_b, dst: dst_b, log })
+        (
+            softmax::Job { src: src_a, dst: dst_a, allowed: allowed_a, log },
+            softmax::Job { src: src_b, dst: dst_b, allowed: allowed_b, log },
+        )
     }
 }
 
@@ -287,9 +294,10 @@ impl<T: Element> Rows for softmax::LogSumExpJob<'_, T> {
     fn split_at(self, row: usize) -> (Self, Self) {
         let (logits_a, logits_b) = self.logits.split_at(row);
         let (out_a, out_b) = self.out.split_at_mut(row);
+        let (allowed_a, allowed_b) = self.allowed.map(|allowed| allowed.split_at(row)).unzip();
         (
-            softmax::LogSumExpJob { logits: logits_a, out: out_a },
-            softmax::LogSumExpJob { logits: logits_b, out: out_b },
+            softmax::LogSumExpJob { logits: logits_a, out: out_a, allowed: allowed_a },
+            softmax::LogSumExpJob { logits: logits_b, out: out_b, allowed: allowed_b },
         )
     }
 }

@@ -1,9 +1,10 @@
 //! Softmax, log-softmax and logsumexp over rows.
 #![forbid(unsafe_code)]
 
-use crate::columns;
+use crate::columns::{self, Output};
 use crate::kernel::softmax::{Job, LogSumExpJob};
-use crate::{Backend, Element, Error, Logits, LogitsMut};
+use crate::kernel::train::AllowedRows;
+use crate::{AllowedTokens, Backend, Element, Error, Logits, LogitsMut};
 
 /// Softmax and its relatives over the classes of each row, in the type of the logits.
 ///
@@ -25,14 +26,22 @@ use crate::{Backend, Element, Error, Logits, LogitsMut};
 /// # Ok::<(), xent::Error>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Softmax {
+pub struct Softmax<'a> {
     backend: Option<Backend>,
+    allowed_tokens: Option<AllowedTokens<'a>>,
 }
 
-impl Softmax {
-    /// On the fastest backend.
+impl<'a> Softmax<'a> {
+    /// Of all classes, on the fastest backend.
     pub const fn new() -> Self {
-        Softmax { backend: None }
+        Softmax { backend: None, allowed_tokens: None }
+    }
+
+    /// Which classes may be, a bit for each class of each row. The others are as if their logits were -inf,
+    /// whatever is in memory.
+    pub const fn allowed_tokens(mut self, allowed: AllowedTokens<'a>) -> Self {
+        self.allowed_tokens = Some(allowed);
+        self
     }
 
     /// The instructions to use, instead of [`Backend::selected`].
@@ -58,7 +67,7 @@ impl Softmax {
     /// # Errors
     /// Those of [`Backend::selected`].
     pub fn softmax_in_place<T: Element>(&self, logits: LogitsMut<'_, T>) -> Result<(), Error> {
-        self.transform(Job { src: None, dst: logits, log: false })
+        self.transform(None, logits, false)
     }
 
     /// `y[j] = x[j] - ln(sum_k e^x[k])` into `out`, contiguous rows.
@@ -90,7 +99,7 @@ impl Softmax {
     /// # Errors
     /// Those of [`Backend::selected`].
     pub fn log_softmax_in_place<T: Element>(&self, logits: LogitsMut<'_, T>) -> Result<(), Error> {
-        self.transform(Job { src: None, dst: logits, log: true })
+        self.transform(None, logits, true)
     }
 
     /// `ln(sum_j e^x[j])` of each row into `out`: -inf for nothing but -inf or no classes, +inf if
@@ -117,8 +126,13 @@ impl Softmax {
     ) -> Result<(), Error> {
         let kernels = Backend::kernels(self.backend)?;
         check_output("logsumexp", out.len(), logits.rows())?;
-        columns::run(kernels, LogSumExpJob { logits, out }, logits.columns(), None);
+        let allowed = self.allowed(logits.rows(), logits.vocab())?;
+        columns::run(kernels, LogSumExpJob { logits, out, allowed }, logits.columns(), None);
         Ok(())
+    }
+
+    fn allowed(&self, rows: usize, vocab: usize) -> Result<Option<AllowedRows<'a>>, Error> {
+        self.allowed_tokens.map(|allowed| allowed.rows(rows, vocab)).transpose()
     }
 
     fn out_of_place<T: Element>(
@@ -130,19 +144,24 @@ impl Softmax {
         // The product fits: it is at most rows * stride, which was checked.
         let (rows, vocab) = (logits.rows(), logits.vocab());
         check_output("out", out.len(), rows * vocab)?;
-        self.transform(Job { src: Some(logits), dst: LogitsMut::new(out, rows, vocab)?, log })
+        self.transform(Some(logits), LogitsMut::new(out, rows, vocab)?, log)
     }
 
-    fn transform<T: Element>(&self, mut job: Job<'_, T>) -> Result<(), Error> {
+    fn transform<T: Element>(
+        &self,
+        src: Option<Logits<'_, T>>,
+        mut dst: LogitsMut<'_, T>,
+        log: bool,
+    ) -> Result<(), Error> {
         let kernels = Backend::kernels(self.backend)?;
-        if job.dst.vocab() == 0 {
+        let allowed = self.allowed(dst.rows(), dst.vocab())?;
+        if dst.vocab() == 0 {
             // There may be any number of empty rows.
             return Ok(());
         }
-        let x = job.src.and_then(|src| src.columns());
-        let to = job.dst.take_columns();
-        let to = to.map(|columns| columns::Output { columns, read: job.src.is_none() });
-        columns::run(kernels, job, x, to);
+        let x = src.and_then(|src| src.columns());
+        let to = dst.take_columns().map(|columns| Output { columns, read: src.is_none() });
+        columns::run(kernels, Job { src, dst, allowed, log }, x, to);
         Ok(())
     }
 }

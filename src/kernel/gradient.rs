@@ -240,7 +240,7 @@ impl Stretch<'_> {
 pub(crate) fn row<S: Simd>(
     s: S,
     Place { x, to: g, store, ahead }: Place<'_, f32>,
-    transform: &Transform,
+    transform: &Transform<'_>,
     (a, lse): (f64, Lse),
     minus: &Minus<'_, f32>,
 ) {
@@ -277,7 +277,7 @@ pub(crate) fn row<S: Simd>(
             s.prefetch_far(line.as_ptr().wrapping_add(ahead));
         }
         let softcap = transform.softcap.is_some();
-        stage(s, transform, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
+        stage(s, transform, block.start, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
         if scaled.origin != 0.0 {
             map_lanes(s, &mut z.0[..len], &Shift::<S>(s.splat(scaled.origin)));
         }
@@ -307,7 +307,7 @@ pub(crate) fn row<S: Simd>(
 pub(crate) fn converted_row<S: Simd, T: Lane>(
     s: S,
     Place { x, to: g, store, ahead }: Place<'_, T>,
-    transform: &Transform,
+    transform: &Transform<'_>,
     (a, lse): (f64, Lse),
     minus: &Minus<'_, f32>,
 ) {
@@ -340,7 +340,7 @@ pub(crate) fn converted_row<S: Simd, T: Lane>(
             s.prefetch_far(line.as_ptr().wrapping_add(ahead));
         }
         let softcap = transform.softcap.is_some();
-        stage(s, transform, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
+        stage(s, transform, block.start, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
         if scaled.origin != 0.0 {
             map_lanes(s, &mut z.0[..len], &Shift::<S>(s.splat(scaled.origin)));
         }

@@ -5,8 +5,8 @@ use super::gradient;
 use super::probs::{self, Probs};
 use super::single::far_apart;
 use super::sum::{self, Differences, Lse};
-use super::train::{Config, Minus, Pass, Place, RowKernel};
-use super::transform::{Transform, stage_one};
+use super::train::{Minus, Pass, Place, RowKernel, Weights};
+use super::transform::{Allowed, Transform, stage_one};
 use crate::Element;
 use crate::simd::{Lane, Simd};
 use crate::stats::RowStats;
@@ -19,15 +19,25 @@ impl Half for half::f16 {}
 
 impl<S: Simd, T: Half> RowKernel<S> for T {
     #[inline(always)]
-    fn pass(s: S, x: &[T], class: usize, config: &Config<'_, f32>, smoothing: bool) -> Pass {
-        let transform = &config.transform;
-        let (z, slope) = x.get(class).map_or((f32::NAN, 0.0), |&x| stage_one(s, transform, x));
-        let mut extra = smoothing.then(|| Differences::<S>::new(s, z, config.weights));
+    fn pass(
+        s: S,
+        x: &[T],
+        class: usize,
+        transform: &Transform<'_>,
+        smoothing: Option<Weights<'_, f32>>,
+    ) -> Pass {
+        let (z, slope) =
+            x.get(class).map_or((f32::NAN, 0.0), |&x| stage_one(s, transform, class, x));
+        let mut extra = smoothing.map(|Weights(weights)| Differences::<S>::new(s, z, weights));
         let sum = sum::transformed_row_and(s, x, Some(class), transform, &mut extra);
         let nll = sum.loss::<S>(z);
         let mut differences = extra.map_or(0.0, |extra| extra.sum(s));
-        if !differences.is_finite() && z.is_finite() && !nll.is_nan() {
-            differences = far_apart(s, x, z, differences, config);
+        if let Some(Weights(weights)) = smoothing
+            && !differences.is_finite()
+            && z.is_finite()
+            && !nll.is_nan()
+        {
+            differences = far_apart(s, x, z, differences, transform, weights);
         }
         Pass {
             nll,
@@ -39,8 +49,8 @@ impl<S: Simd, T: Half> RowKernel<S> for T {
     }
 
     #[inline(always)]
-    fn transform(s: S, transform: &Transform, x: T) -> (f64, f64) {
-        let (z, slope) = stage_one(s, transform, x);
+    fn transform(s: S, transform: &Transform<'_>, class: usize, x: T) -> (f64, f64) {
+        let (z, slope) = stage_one(s, transform, class, x);
         (f64::from(z), f64::from(slope))
     }
 
@@ -48,7 +58,7 @@ impl<S: Simd, T: Half> RowKernel<S> for T {
     fn expected(
         s: S,
         x: &[T],
-        transform: &Transform,
+        transform: &Transform<'_>,
         probs: &Probs<'_, f32>,
         lse: Lse,
     ) -> (f64, f64) {
@@ -59,7 +69,7 @@ impl<S: Simd, T: Half> RowKernel<S> for T {
     fn gradient(
         s: S,
         place: Place<'_, T>,
-        transform: &Transform,
+        transform: &Transform<'_>,
         scaled: (f64, Lse),
         minus: &Minus<'_, f32>,
     ) {
@@ -67,8 +77,8 @@ impl<S: Simd, T: Half> RowKernel<S> for T {
     }
 
     #[inline(always)]
-    fn argmax(s: S, x: &[T]) -> usize {
-        sum::argmax_ignoring_nan(s, x)
+    fn argmax(s: S, x: &[T], allowed: Option<Allowed<'_>>) -> usize {
+        sum::argmax_ignoring_nan(s, x, allowed)
     }
 
     #[inline(always)]

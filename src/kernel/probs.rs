@@ -108,7 +108,7 @@ impl<'a, R: crate::Real> Probs<'a, R> {
 pub(crate) fn expected<S: Simd, T: Lane>(
     s: S,
     x: &[T],
-    transform: &Transform,
+    transform: &Transform<'_>,
     probs: &Probs<'_, f32>,
     lse: Lse,
 ) -> (f64, f64) {
@@ -124,7 +124,7 @@ pub(crate) fn expected<S: Simd, T: Lane>(
         let z = match T::as_f32(&x[block.clone()]) {
             Some(x) if transform.is_identity() => x,
             _ => {
-                stage(s, transform, &x[block.clone()], &mut z.0, None);
+                stage(s, transform, block.start, &x[block.clone()], &mut z.0, None);
                 &z.0[..len]
             }
         };

@@ -3,17 +3,23 @@
 use super::gradient;
 use super::probs::{self, Probs};
 use super::sum::{self, Differences, Lse};
-use super::train::{Config, Minus, Pass, Place, RowKernel};
-use super::transform::{Transform, stage_one};
+use super::train::{Minus, Pass, Place, RowKernel, Weights};
+use super::transform::{Allowed, Transform, stage_one};
 use crate::simd::{Lane, Simd};
 use crate::stats::RowStats;
 
 impl<S: Simd> RowKernel<S> for f32 {
     #[inline(always)]
-    fn pass(s: S, x: &[f32], class: usize, config: &Config<'_, f32>, smoothing: bool) -> Pass {
-        let transform = &config.transform;
-        let (z, slope) = x.get(class).map_or((f32::NAN, 0.0), |&x| stage_one(s, transform, x));
-        let mut extra = smoothing.then(|| Differences::<S>::new(s, z, config.weights));
+    fn pass(
+        s: S,
+        x: &[f32],
+        class: usize,
+        transform: &Transform<'_>,
+        smoothing: Option<Weights<'_, f32>>,
+    ) -> Pass {
+        let (z, slope) =
+            x.get(class).map_or((f32::NAN, 0.0), |&x| stage_one(s, transform, class, x));
+        let mut extra = smoothing.map(|Weights(weights)| Differences::<S>::new(s, z, weights));
         let sum = if transform.is_identity() {
             sum::row_and::<S, f32, false>(s, x, Some(class), &mut extra).sum
         } else {
@@ -21,8 +27,12 @@ impl<S: Simd> RowKernel<S> for f32 {
         };
         let nll = sum.loss::<S>(z);
         let mut differences = extra.map_or(0.0, |extra| extra.sum(s));
-        if !differences.is_finite() && z.is_finite() && !nll.is_nan() {
-            differences = far_apart(s, x, z, differences, config);
+        if let Some(Weights(weights)) = smoothing
+            && !differences.is_finite()
+            && z.is_finite()
+            && !nll.is_nan()
+        {
+            differences = far_apart(s, x, z, differences, transform, weights);
         }
         Pass {
             nll,
@@ -34,8 +44,8 @@ impl<S: Simd> RowKernel<S> for f32 {
     }
 
     #[inline(always)]
-    fn transform(s: S, transform: &Transform, x: f32) -> (f64, f64) {
-        let (z, slope) = stage_one(s, transform, x);
+    fn transform(s: S, transform: &Transform<'_>, class: usize, x: f32) -> (f64, f64) {
+        let (z, slope) = stage_one(s, transform, class, x);
         (f64::from(z), f64::from(slope))
     }
 
@@ -43,7 +53,7 @@ impl<S: Simd> RowKernel<S> for f32 {
     fn expected(
         s: S,
         x: &[f32],
-        transform: &Transform,
+        transform: &Transform<'_>,
         probs: &Probs<'_, f32>,
         lse: Lse,
     ) -> (f64, f64) {
@@ -54,7 +64,7 @@ impl<S: Simd> RowKernel<S> for f32 {
     fn gradient(
         s: S,
         place: Place<'_, f32>,
-        transform: &Transform,
+        transform: &Transform<'_>,
         scaled: (f64, Lse),
         minus: &Minus<'_, f32>,
     ) {
@@ -62,8 +72,8 @@ impl<S: Simd> RowKernel<S> for f32 {
     }
 
     #[inline(always)]
-    fn argmax(s: S, x: &[f32]) -> usize {
-        sum::argmax_ignoring_nan(s, x)
+    fn argmax(s: S, x: &[f32], allowed: Option<Allowed<'_>>) -> usize {
+        sum::argmax_ignoring_nan(s, x, allowed)
     }
 
     #[inline(always)]
@@ -97,15 +107,16 @@ pub(crate) fn far_apart<S: Simd, T: Lane>(
     x: &[T],
     from: f32,
     masked: f64,
-    config: &Config<'_, f32>,
+    transform: &Transform<'_>,
+    weights: Option<&[f32]>,
 ) -> f64 {
     let mut sum = 0.0;
     for (j, &x) in x.iter().enumerate() {
-        let (z, _) = stage_one(s, &config.transform, x);
+        let (z, _) = stage_one(s, transform, j, x);
         if !z.is_finite() {
             return masked;
         }
-        let weight = config.weights.map_or(1.0, |weights| f64::from(weights[j]));
+        let weight = weights.map_or(1.0, |weights| f64::from(weights[j]));
         sum += weight * (f64::from(z) - f64::from(from));
     }
     sum

@@ -3,6 +3,8 @@
 use super::exp::{Map, Scale, map_lanes};
 use super::half::Half;
 use super::sum::{self, ExpSum};
+use super::train::AllowedRows;
+use super::transform::{Allowed, Transform};
 use crate::Element;
 use crate::logits::{Logits, LogitsMut};
 use crate::math;
@@ -13,6 +15,7 @@ use std::f64::consts::LN_2;
 pub(crate) struct Job<'a, T> {
     pub(crate) src: Option<Logits<'a, T>>,
     pub(crate) dst: LogitsMut<'a, T>,
+    pub(crate) allowed: Option<AllowedRows<'a>>,
     /// Log-softmax.
     pub(crate) log: bool,
 }
@@ -21,6 +24,7 @@ pub(crate) struct Job<'a, T> {
 pub(crate) struct LogSumExpJob<'a, T: Element> {
     pub(crate) logits: Logits<'a, T>,
     pub(crate) out: &'a mut [T::Real],
+    pub(crate) allowed: Option<AllowedRows<'a>>,
 }
 
 /// `x` as the sum of two `f32`.
@@ -93,12 +97,23 @@ impl<S: Simd> Map<S> for LogProbability<S> {
 
 /// What becomes of a row of one element type.
 pub(crate) trait SoftmaxRow<S: Simd>: Element {
+    /// What has no probability.
+    const MASKED: Self;
     fn softmax(s: S, row: &mut [Self]);
     fn log_softmax(s: S, row: &mut [Self]);
-    fn logsumexp(s: S, row: &[Self]) -> Self::Real;
+    fn logsumexp(s: S, row: &[Self], allowed: Option<Allowed<'_>>) -> Self::Real;
+}
+
+/// The sum over a row of classes that may be.
+#[inline(always)]
+fn masked_sum<S: Simd, T: Lane>(s: S, row: &[T], allowed: Option<Allowed<'_>>) -> ExpSum {
+    let mask = Transform { allowed, ..Transform::IDENTITY };
+    sum::transformed_row_and(s, row, None, &mask, &mut ())
 }
 
 impl<S: Simd> SoftmaxRow<S> for f32 {
+    const MASKED: f32 = f32::NEG_INFINITY;
+
     #[inline(always)]
     fn softmax(s: S, row: &mut [f32]) {
         let sum = sum::row::<S, f32, false>(s, row, None).sum;
@@ -108,13 +123,17 @@ impl<S: Simd> SoftmaxRow<S> for f32 {
     fn log_softmax(s: S, row: &mut [f32]) {
         // The largest element is left out of the sum, as the target of a loss is: its own
         // log-probability then keeps its digits when it is close to 0.
-        let best = sum::argmax_ignoring_nan(s, row);
+        let best = sum::argmax_ignoring_nan(s, row, None);
         let others = sum::row::<S, f32, false>(s, row, Some(best)).sum;
         log_probabilities(s, row, row[best], &others);
     }
     #[inline(always)]
-    fn logsumexp(s: S, row: &[f32]) -> f32 {
-        sum::row::<S, f32, false>(s, row, None).sum.ln::<S>() as f32
+    fn logsumexp(s: S, row: &[f32], allowed: Option<Allowed<'_>>) -> f32 {
+        let sum = match allowed {
+            None => sum::row::<S, f32, false>(s, row, None).sum,
+            Some(_) => masked_sum(s, row, allowed),
+        };
+        sum.ln::<S>() as f32
     }
 }
 
@@ -124,6 +143,9 @@ pub(crate) fn run<S: Simd, T: SoftmaxRow<S>, const LOG: bool>(s: S, job: &mut Jo
         let row = job.dst.row_mut(i);
         if let Some(src) = &job.src {
             row.copy_from_slice(src.row(i));
+        }
+        if let Some(allowed) = job.allowed {
+            allowed.row(i).fill_others(row, T::MASKED);
         }
         if LOG {
             SoftmaxRow::log_softmax(s, row);
@@ -136,7 +158,8 @@ pub(crate) fn run<S: Simd, T: SoftmaxRow<S>, const LOG: bool>(s: S, job: &mut Jo
 #[inline(always)]
 pub(crate) fn run_logsumexp<S: Simd, T: SoftmaxRow<S>>(s: S, job: &mut LogSumExpJob<'_, T>) {
     for (i, out) in job.out.iter_mut().enumerate() {
-        *out = SoftmaxRow::logsumexp(s, job.logits.row(i));
+        let allowed = job.allowed.map(|allowed| allowed.row(i));
+        *out = SoftmaxRow::logsumexp(s, job.logits.row(i), allowed);
     }
 }
 
@@ -150,10 +173,13 @@ pub(crate) enum AnyJob<'j, 'a, T: Element> {
 #[inline(always)]
 pub(crate) fn run_any<S: Simd, T: Half>(s: S, job: AnyJob<'_, '_, T>) {
     let log = matches!(job, AnyJob::LogSoftmax(_));
-    let (src, mut dst, mut out) = match job {
-        AnyJob::Softmax(job) | AnyJob::LogSoftmax(job) => (job.src, Some(&mut job.dst), None),
-        AnyJob::LogSumExp(job) => (Some(job.logits), None, Some(&mut *job.out)),
+    let (src, mut dst, mut out, allowed) = match job {
+        AnyJob::Softmax(job) | AnyJob::LogSoftmax(job) => {
+            (job.src, Some(&mut job.dst), None, job.allowed)
+        }
+        AnyJob::LogSumExp(job) => (Some(job.logits), None, Some(&mut *job.out), job.allowed),
     };
+    let is_sum = dst.is_none();
     let rows = dst.as_ref().map(|dst| dst.rows()).or(out.as_ref().map(|out| out.len()));
     for i in 0..rows.unwrap_or(0) {
         let x = match (&src, &mut dst) {
@@ -163,12 +189,18 @@ pub(crate) fn run_any<S: Simd, T: Half>(s: S, job: AnyJob<'_, '_, T>) {
                 if let Some(src) = src {
                     row.copy_from_slice(src.row(i));
                 }
+                if let Some(allowed) = allowed {
+                    allowed.row(i).fill_others(row, T::NEG_INFINITY);
+                }
                 &*row
             }
             (None, None) => &[],
         };
-        let best = if log { Some(sum::argmax_ignoring_nan(s, x)) } else { None };
-        let sum = sum::row::<S, T, false>(s, x, best).sum;
+        let best = if log { Some(sum::argmax_ignoring_nan(s, x, None)) } else { None };
+        let sum = match allowed {
+            Some(allowed) if is_sum => masked_sum(s, x, Some(allowed.row(i))),
+            _ => sum::row::<S, T, false>(s, x, best).sum,
+        };
         if let Some(out) = &mut out {
             out[i] = sum.ln::<S>() as f32;
         }

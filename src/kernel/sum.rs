@@ -4,7 +4,7 @@
 //! four vectors. A chunk has one reference exponent; its statistics are merged in order.
 
 use super::exp::{self, Parts, Scale};
-use super::transform::{Staged, Transform, stage};
+use super::transform::{Allowed, Staged, Transform, stage};
 use crate::math;
 use crate::simd::{LANES, Lane, Lanes, Simd};
 use std::f64::consts::LN_2;
@@ -653,7 +653,7 @@ pub(crate) fn transformed_row_and<S: Simd, T: Lane>(
     s: S,
     row: &[T],
     skip: Option<usize>,
-    transform: &Transform,
+    transform: &Transform<'_>,
     extra: &mut impl Extra<S>,
 ) -> ExpSum {
     let mut out = ExpSum::EMPTY;
@@ -666,7 +666,7 @@ pub(crate) fn transformed_row_and<S: Simd, T: Lane>(
             for line in row[block.clone()].chunks(LANES * T::PER_LINE) {
                 s.prefetch(line.as_ptr().wrapping_add(PREFETCH));
             }
-            stage(s, transform, &row[block.clone()], &mut staged.0, None);
+            stage(s, transform, start, &row[block.clone()], &mut staged.0, None);
             extra.block(s, &staged.0[..block.len()], start);
             // No transform of -inf is needed where there is no class.
             staged.0[block.len()..].fill(f32::NEG_INFINITY);
@@ -687,9 +687,16 @@ pub(crate) fn ranges(all: Range<usize>, len: usize) -> impl Iterator<Item = Rang
     all.clone().step_by(len).map(move |start| start..(start + len).min(all.end))
 }
 
-/// The first index of the largest element, NaN ignored; 0 if there is none.
+/// The first index of the largest element that may be, NaN ignored; 0 if there is none.
 #[inline(always)]
-pub(crate) fn argmax_ignoring_nan<S: Simd, T: Lane>(s: S, row: &[T]) -> usize {
+pub(crate) fn argmax_ignoring_nan<S: Simd, T: Lane>(
+    s: S,
+    row: &[T],
+    allowed: Option<Allowed<'_>>,
+) -> usize {
+    if allowed.is_some() {
+        return masked_argmax(s, row, &Transform { allowed, ..Transform::IDENTITY });
+    }
     let steps = Steps::new(row, None);
     let mut best = (f32::NEG_INFINITY, 0);
     for block in ranges(0..steps.len, BLOCK / STEP) {
@@ -700,6 +707,23 @@ pub(crate) fn argmax_ignoring_nan<S: Simd, T: Lane>(s: S, row: &[T]) -> usize {
         }
     }
     first_in_block(row, best.1, best.0)
+}
+
+/// As [`argmax_ignoring_nan`] of a row under a mask, staged block by block.
+#[inline(always)]
+fn masked_argmax<S: Simd, T: Lane>(s: S, row: &[T], mask: &Transform<'_>) -> usize {
+    let mut staged = Staged([0.0; BLOCK]);
+    let mut best = (f32::NEG_INFINITY, 0);
+    for block in ranges(0..row.len(), BLOCK) {
+        let z = &mut staged.0[..block.len()];
+        stage(s, mask, block.start, &row[block.clone()], z, None);
+        let steps = Steps::new(z, None);
+        let max = steps.max(s, 0..steps.len);
+        if max > best.0 {
+            best = (max, block.start + first_in_block(z, 0, max));
+        }
+    }
+    best.1
 }
 
 /// The first index of `value` in the block that starts at `start`; `start` if it is not there.

@@ -7,7 +7,7 @@ use super::forward::Row;
 use super::gradient::Store;
 use super::probs::Probs;
 use super::sum::Lse;
-use super::transform::Transform;
+use super::transform::{Allowed, Transform};
 use crate::logits::{Logits, LogitsMut};
 use crate::math;
 use crate::rows::RowSlices;
@@ -19,7 +19,8 @@ use crate::{Element, Floats};
 /// The options, checked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Config<'a, R> {
-    pub(crate) transform: Transform,
+    /// Without the mask, which rows have of their own.
+    pub(crate) transform: Transform<'static>,
     pub(crate) smoothing: f64,
     pub(crate) z_loss: f64,
     pub(crate) weights: Option<&'a [R]>,
@@ -37,6 +38,7 @@ pub(crate) struct Job<'a, T: Element> {
     pub(crate) logits: Option<Logits<'a, T>>,
     pub(crate) targets: AnyTargets<'a, T::Real>,
     pub(crate) token_weights: Option<Floats<'a>>,
+    pub(crate) allowed: Option<AllowedRows<'a>>,
     /// Of an earlier pass, whose losses are not wanted again.
     pub(crate) saved: Option<&'a [RowStats<T::Real>]>,
     pub(crate) out: RowSlices<'a, T::Real>,
@@ -92,27 +94,53 @@ pub(crate) enum Minus<'a, R> {
     Probs(f64, &'a Probs<'a, R>),
 }
 
+/// Of the classes, if they have any.
+#[derive(Clone, Copy)]
+pub(crate) struct Weights<'a, R>(pub(crate) Option<&'a [R]>);
+
+/// The masks of rows, from row `first` on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AllowedRows<'a> {
+    pub(crate) words: &'a [u32],
+    pub(crate) first: usize,
+    /// From the mask of one row to that of the next, and of how many words it is.
+    pub(crate) stride: usize,
+    pub(crate) len: usize,
+}
+
+impl<'a> AllowedRows<'a> {
+    #[inline(always)]
+    pub(crate) fn row(self, i: usize) -> Allowed<'a> {
+        Allowed(&self.words[(self.first + i) * self.stride..][..self.len])
+    }
+
+    pub(crate) fn split_at(self, row: usize) -> (Self, Self) {
+        (self, AllowedRows { first: self.first + row, ..self })
+    }
+}
+
 /// The passes over a row of one element type.
 ///
 /// Each is called in one place only: they are inlined, and every copy is compiled for every backend.
 pub(crate) trait RowKernel<S: Simd>: Element {
-    /// The pass over a row, `class` left out of the sum; with the sum of differences from it if `smoothing`.
+    /// The pass over a row, `class` left out of the sum; with the sum of differences from it, times the
+    /// class weights, if `smoothing`.
     fn pass(
         s: S,
         x: &[Self],
         class: usize,
-        config: &Config<'_, Self::Real>,
-        smoothing: bool,
+        transform: &Transform<'_>,
+        smoothing: Option<Weights<'_, Self::Real>>,
     ) -> Pass;
 
-    /// `z` of one logit, and the derivative of the softcap there.
-    fn transform(s: S, transform: &Transform, x: Self) -> (f64, f64);
+    /// `z` of the logit of a class, and the derivative of the softcap there.
+    fn transform(s: S, transform: &Transform<'_>, class: usize, x: Self) -> (f64, f64);
 
     /// `sum(v)` and `sum(v (lse - z))` for probability targets.
     fn expected(
         s: S,
         x: &[Self],
-        transform: &Transform,
+        transform: &Transform<'_>,
         probs: &Probs<'_, Self::Real>,
         lse: Lse,
     ) -> (f64, f64);
@@ -121,13 +149,13 @@ pub(crate) trait RowKernel<S: Simd>: Element {
     fn gradient(
         s: S,
         place: Place<'_, Self>,
-        transform: &Transform,
+        transform: &Transform<'_>,
         scaled: (f64, Lse),
         minus: &Minus<'_, Self::Real>,
     );
 
-    /// The first class with the largest logit, NaN ignored; 0 if there is none.
-    fn argmax(s: S, x: &[Self]) -> usize;
+    /// The first class that may be with the largest logit, NaN ignored; 0 if there is none.
+    fn argmax(s: S, x: &[Self], allowed: Option<Allowed<'_>>) -> usize;
 
     fn is_nan(x: Self) -> bool;
 
@@ -168,6 +196,10 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
         });
         let row = OneRow {
             config: job.config,
+            transform: Transform {
+                allowed: job.allowed.map(|allowed| allowed.row(i)),
+                ..job.config.transform
+            },
             x: job.logits.map(|logits| logits.row(i)),
             target,
             token_weight: job.token_weights.map_or(1.0, |weights| weights.get(i)),
@@ -203,6 +235,7 @@ struct RowGradient<'a, T> {
 /// One row that is not ignored.
 struct OneRow<'a, T: Element> {
     config: &'a Config<'a, T::Real>,
+    transform: Transform<'a>,
     /// `None`: the logits are where the gradient goes.
     x: Option<&'a [T]>,
     target: RowTarget<'a, T::Real>,
@@ -228,7 +261,8 @@ impl<T: Element> OneRow<'_, T> {
     where
         T: RowKernel<S>,
     {
-        let Config { transform, smoothing, weights, .. } = *self.config;
+        let Config { smoothing, weights, .. } = *self.config;
+        let transform = &self.transform;
         let x = match (self.x, &gradient) {
             (Some(x), _) => x,
             (None, Some(gradient)) => &*gradient.to,
@@ -241,18 +275,19 @@ impl<T: Element> OneRow<'_, T> {
         let is_class = probs.is_none();
         // In a pass of its own a gradient knows the sum: any class will do.
         let sums_probs = !is_class && self.saved.is_none();
-        let largest = if self.config.argmax || sums_probs { T::argmax(s, x) } else { 0 };
+        let largest =
+            if self.config.argmax || sums_probs { T::argmax(s, x, transform.allowed) } else { 0 };
         // A distribution that the model is sure of keeps the digits of its loss if the largest class is
         // left out of the sum. Transforms are monotone: they do not change which it is.
         let class = match self.target {
             RowTarget::Class(class) => class,
             _ => largest,
         };
-        let smoothed = smoothing != 0.0 && is_class;
+        let smoothed = (smoothing != 0.0 && is_class).then_some(Weights(weights));
         let pass = match self.saved {
-            None => T::pass(s, x, class, self.config, smoothed),
+            None => T::pass(s, x, class, transform, smoothed),
             Some(lse) => {
-                let (z, slope) = T::transform(s, &transform, x[class]);
+                let (z, slope) = T::transform(s, transform, class, x[class]);
                 Pass { nll: (lse.hi - z) + lse.lo, lse, z, slope, differences: 0.0 }
             }
         };
@@ -263,9 +298,9 @@ impl<T: Element> OneRow<'_, T> {
             (total, loss) = if pass.nll.is_nan() {
                 (f64::NAN, f64::NAN)
             } else if self.saved.is_some() {
-                T::expected(s, x, &transform, probs, lse)
+                T::expected(s, x, transform, probs, lse)
             } else {
-                T::expected(s, x, &transform, probs, Lse { hi: pass.z, lo: pass.nll })
+                T::expected(s, x, transform, probs, Lse { hi: pass.z, lo: pass.nll })
             };
             (nll, weight) = (loss, 1.0);
             terms = gradient.as_ref().map(|gradient| {
@@ -283,7 +318,8 @@ impl<T: Element> OneRow<'_, T> {
         let mut best = largest;
         if self.config.argmax
             && (nll.is_nan() || T::is_nan(x[largest]))
-            && let Some(nan) = x.iter().position(|&x| T::is_nan(x))
+            && let Some(nan) =
+                (0..x.len()).find(|&class| T::is_nan(x[class]) && transform.is_allowed(class))
         {
             best = nan;
         }
@@ -294,7 +330,7 @@ impl<T: Element> OneRow<'_, T> {
             // While gradients are computed from the cache, memory has time for the next row.
             let ahead = if self.saved.is_some() { AHEAD } else { self.stride };
             let place = Place { x: self.x, to: &mut *to, store, ahead };
-            T::gradient(s, place, &transform, (terms.a, lse), &terms.minus);
+            T::gradient(s, place, transform, (terms.a, lse), &terms.minus);
             if let Some((class, g)) = at_target {
                 if store == Store::Stream {
                     // This is written again, and not by such a store.

@@ -1,16 +1,67 @@
-//! What is done to logits before the softmax: scale, softcap, temperature.
+//! What is done to logits before the softmax: mask, scale, softcap, temperature.
 
 use super::exp::{Map, Scale, map_lanes as each};
 use super::sum::BLOCK;
 use crate::math;
 use crate::simd::{LANES, Lane, Simd};
 
-/// `z = cap(scale * x) / temperature` with `cap(u) = c tanh(u / c)`.
+/// `z = cap(scale * x) / temperature` with `cap(u) = c tanh(u / c)`, and -inf for classes that may not be.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Transform {
+pub(crate) struct Transform<'a> {
     pub(crate) scale: f64,
     pub(crate) temperature: f64,
     pub(crate) softcap: Option<Softcap>,
+    pub(crate) allowed: Option<Allowed<'a>>,
+}
+
+/// The mask of a row: whether a class may be, a bit for each, the lowest of a word first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Allowed<'a>(pub(crate) &'a [u32]);
+
+impl Allowed<'_> {
+    #[inline(always)]
+    pub(crate) fn contains(self, class: usize) -> bool {
+        self.0[class / 32] >> (class % 32) & 1 == 1
+    }
+
+    /// `value` over what may not be.
+    #[inline(always)]
+    pub(crate) fn fill_others<T: Copy>(self, row: &mut [T], value: T) {
+        for (row, &word) in row.chunks_mut(32).zip(self.0) {
+            // Most words of most masks are one or the other.
+            match word {
+                0 => row.fill(value),
+                u32::MAX => {}
+                _ => {
+                    for (i, x) in row.iter_mut().enumerate() {
+                        *x = if word >> i & 1 == 1 { *x } else { value };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Of 16 classes, of which the first is a multiple of 16.
+    #[inline(always)]
+    fn bits(self, class: usize) -> u16 {
+        (self.0[class / 32] >> (class % 32)) as u16
+    }
+
+    /// -inf over what may not be, of logits from class `start` on, a multiple of 16 unless they are few.
+    #[inline(always)]
+    fn mask<S: Simd>(self, s: S, start: usize, z: &mut [f32]) {
+        let (lanes, rest) = z.as_chunks_mut::<LANES>();
+        let end = start + LANES * lanes.len();
+        for (i, z) in lanes.iter_mut().enumerate() {
+            let kept = s.keep_bits(s.load(z), self.bits(start + LANES * i));
+            s.store(z, kept);
+        }
+        for (i, z) in rest.iter_mut().enumerate() {
+            if !self.contains(end + i) {
+                *z = f32::NEG_INFINITY;
+            }
+        }
+    }
 }
 
 /// `c tanh(x / c)`
@@ -21,18 +72,25 @@ pub(crate) struct Softcap {
     pub(crate) keep_infinite: bool,
 }
 
-impl Transform {
-    pub(crate) const IDENTITY: Transform =
-        Transform { scale: 1.0, temperature: 1.0, softcap: None };
+impl Transform<'_> {
+    pub(crate) const IDENTITY: Transform<'static> =
+        Transform { scale: 1.0, temperature: 1.0, softcap: None, allowed: None };
 
     #[inline(always)]
     pub(crate) fn is_identity(&self) -> bool {
-        *self == Self::IDENTITY
+        *self == Transform::IDENTITY
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_allowed(&self, class: usize) -> bool {
+        self.allowed.is_none_or(|allowed| allowed.contains(class))
     }
 
     /// `z` of one `f64` and the derivative of the softcap there. Plain code: it is rarely wanted of `f64`.
     #[inline(always)]
-    pub(crate) fn one(&self, x: f64) -> (f64, f64) {
+    pub(crate) fn one(&self, class: usize, x: f64) -> (f64, f64) {
+        let is_allowed = self.is_allowed(class);
+        let x = if is_allowed { x } else { f64::NEG_INFINITY };
         let (mut z, mut slope) = (x * self.scale, 1.0);
         if let Some(Softcap { cap, keep_infinite }) = self.softcap {
             let u = 2.0 * (z / cap).abs();
@@ -43,14 +101,14 @@ impl Transform {
                 z = (cap * (math::one_minus_exp_neg(u) / (1.0 + e))).copysign(z);
             }
         }
-        (z / self.temperature, slope)
+        (if is_allowed { z / self.temperature } else { x }, slope)
     }
 
-    /// `z` of each, in place.
+    /// `z` of each, in place, from class `start` on.
     #[inline(always)]
-    pub(crate) fn apply(&self, x: &mut [f64]) {
-        for x in x {
-            *x = self.one(*x).0;
+    pub(crate) fn apply(&self, start: usize, x: &mut [f64]) {
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = self.one(start + i, *x).0;
         }
     }
 
@@ -68,18 +126,23 @@ impl Transform {
 #[repr(align(64))]
 pub(crate) struct Staged<T>(pub(crate) [T; BLOCK]);
 
-/// Up to a block of transformed `x` into the beginning of `z`, and if wanted the derivative of the
-/// softcap into that of `slope`.
+/// Up to a block of transformed `x`, from class `start` on, into the beginning of `z`, and if wanted the
+/// derivative of the softcap into that of `slope`.
 #[inline(always)]
 pub(crate) fn stage<S: Simd, T: Lane>(
     s: S,
-    transform: &Transform,
+    transform: &Transform<'_>,
+    start: usize,
     x: &[T],
     z: &mut [f32],
     slope: Option<&mut [f32]>,
 ) {
     let z = &mut z[..x.len()];
     widen(s, x, z);
+    if let Some(allowed) = transform.allowed {
+        // First: what may not be may be anything, and its slope has to be a number.
+        allowed.mask(s, start, z);
+    }
     if transform.scale != 1.0 {
         let k = s.splat(transform.scale as f32);
         each(s, z, &Multiply::<S>(k));
@@ -92,6 +155,11 @@ pub(crate) fn stage<S: Simd, T: Lane>(
             each(s, slope, &Slope::<S>(&cap));
         }
         each(s, z, &cap);
+        if let Some(allowed) = transform.allowed
+            && !softcap.keep_infinite
+        {
+            allowed.mask(s, start, z);
+        }
     }
     if transform.temperature != 1.0 {
         each(s, z, &Divide::<S>(s.splat(transform.temperature as f32)));
@@ -134,9 +202,14 @@ pub(crate) fn narrow<S: Simd, T: Lane>(s: S, from: &[f32], to: &mut [T], add: bo
 
 /// `z` and the derivative of the softcap for one logit: the same bits as in a block.
 #[inline(always)]
-pub(crate) fn stage_one<S: Simd, T: Lane>(s: S, transform: &Transform, x: T) -> (f32, f32) {
+pub(crate) fn stage_one<S: Simd, T: Lane>(
+    s: S,
+    transform: &Transform<'_>,
+    class: usize,
+    x: T,
+) -> (f32, f32) {
     let (mut z, mut slope) = ([0.0], [1.0]);
-    stage(s, transform, &[x], &mut z, Some(&mut slope));
+    stage(s, transform, class, &[x], &mut z, Some(&mut slope));
     (z[0], slope[0])
 }
 

@@ -275,6 +275,18 @@ impl Simd for Avx2 {
         halves!(_mm256_blendv_ps, x, y, finite)
     }
     #[inline(always)]
+    fn keep_bits(self, v: Pair, bits: u16) -> Pair {
+        let low = self.splat(f32::NEG_INFINITY);
+        let (all, of_lane) = unsafe {
+            let lower = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            ([_mm256_set1_epi32(bits.into()); 2], [lower, _mm256_slli_epi32::<8>(lower)])
+        };
+        let kept = halves!(_mm256_and_si256, all, of_lane);
+        let kept = halves!(_mm256_cmpeq_epi32, kept, of_lane);
+        let kept = halves!(_mm256_castsi256_ps, kept);
+        halves!(_mm256_blendv_ps, low, v, kept)
+    }
+    #[inline(always)]
     fn mul_nonzero(self, a: Pair, b: Pair) -> Pair {
         let (zero, product) = (self.splat(0.0), self.mul(a, b));
         // True for NaN.

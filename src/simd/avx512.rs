@@ -221,6 +221,10 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn keep_bits(self, v: __m512, bits: u16) -> __m512 {
+        unsafe { _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), bits, v) }
+    }
+    #[inline(always)]
     fn mul_nonzero(self, a: __m512, b: __m512) -> __m512 {
         unsafe {
             // True for NaN.

@@ -142,6 +142,9 @@ pub(crate) trait Simd: Simd64 {
     /// `if x is finite { y } else { x }` per lane.
     fn where_finite(self, x: Self::V, y: Self::V) -> Self::V;
 
+    /// Lanes whose bit is set, lane 0 the lowest, and -inf in the others.
+    fn keep_bits(self, v: Self::V, bits: u16) -> Self::V;
+
     /// `if a == 0 { 0 } else { a * b }` per lane: 0 times infinity or NaN is 0.
     fn mul_nonzero(self, a: Self::V, b: Self::V) -> Self::V;
 

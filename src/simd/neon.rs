@@ -260,6 +260,20 @@ impl Simd for Neon {
         quarters!(vbslq_f32, finite, y, x)
     }
     #[inline(always)]
+    fn keep_bits(self, v: Quad, bits: u16) -> Quad {
+        const OF_LANE: [u32; 16] =
+            [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768];
+        let low = self.splat(f32::NEG_INFINITY);
+        let (all, of_lane) = unsafe {
+            let at = OF_LANE.as_ptr();
+            let of_lane =
+                [vld1q_u32(at), vld1q_u32(at.add(4)), vld1q_u32(at.add(8)), vld1q_u32(at.add(12))];
+            ([vdupq_n_u32(bits.into()); 4], of_lane)
+        };
+        let kept = quarters!(vtstq_u32, all, of_lane);
+        quarters!(vbslq_f32, kept, v, low)
+    }
+    #[inline(always)]
     fn mul_nonzero(self, a: Quad, b: Quad) -> Quad {
         let (zero, product) = (self.splat(0.0), self.mul(a, b));
         let is_zero = quarters!(vceqq_f32, a, zero);

@@ -109,6 +109,12 @@ impl Simd for Portable {
         self.neg_abs(x).simd_gt(self.splat(f32::NEG_INFINITY)).bitselect(y, x)
     }
     #[inline(always)]
+    fn keep_bits(self, v: f32x16, bits: u16) -> f32x16 {
+        let bits = u32x16::splat(bits.into()) & u32x16::new(std::array::from_fn(|i| 1 << i));
+        let dropped: f32x16 = cast(bits.simd_eq(u32x16::splat(0)));
+        dropped.bitselect(self.splat(f32::NEG_INFINITY), v)
+    }
+    #[inline(always)]
     fn mul_nonzero(self, a: f32x16, b: f32x16) -> f32x16 {
         let zero = self.splat(0.0);
         a.simd_eq(zero).bitselect(zero, a * b)

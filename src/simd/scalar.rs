@@ -110,6 +110,13 @@ impl Simd for Scalar {
         map2(x, y, |x, y| if x.is_finite() { y } else { x })
     }
     #[inline(never)]
+    fn keep_bits(self, mut v: Lanes, bits: u16) -> Lanes {
+        for (i, x) in v.iter_mut().enumerate() {
+            *x = if bits >> i & 1 == 1 { *x } else { f32::NEG_INFINITY };
+        }
+        v
+    }
+    #[inline(never)]
     fn mul_nonzero(self, a: Lanes, b: Lanes) -> Lanes {
         map2(a, b, |a, b| if a == 0.0 { 0.0 } else { a * b })
     }

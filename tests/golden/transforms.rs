@@ -36,8 +36,8 @@ pub(crate) fn check_logsumexp<T: Number>(
 
 /// A function with a matrix as result: PyTorch's name and the bound, out of place, in place.
 pub(crate) struct Transform<T>(Bound, OutOfPlace<T>, InPlace<T>);
-type OutOfPlace<T> = fn(&Softmax, Logits<'_, T>, &mut [T]) -> Result<(), Error>;
-type InPlace<T> = fn(&Softmax, LogitsMut<'_, T>) -> Result<(), Error>;
+type OutOfPlace<T> = fn(&Softmax<'static>, Logits<'_, T>, &mut [T]) -> Result<(), Error>;
+type InPlace<T> = fn(&Softmax<'static>, LogitsMut<'_, T>) -> Result<(), Error>;
 
 impl<T: Number> Transform<T> {
     pub(crate) const SOFTMAX: Self =

@@ -1,5 +1,6 @@
 //! What looks at a slice or changes it element by element.
 
+use crate::kernel::transform::Allowed;
 use crate::math::double_double::Dd;
 use crate::simd::{LANES_64, Lanes64, Simd};
 
@@ -63,6 +64,23 @@ pub(crate) fn argmax<S: Simd>(s: S, row: &[f64]) -> usize {
         }
     }
     position(row, best_block, |x| x == best)
+}
+
+/// As [`argmax`], of the classes that may be. Plain code: it is rarely wanted.
+#[inline(always)]
+pub(crate) fn masked_argmax(row: &[f64], allowed: Allowed<'_>) -> usize {
+    let (mut best, mut at) = (f64::NEG_INFINITY, 0);
+    for (class, &x) in row.iter().enumerate() {
+        if allowed.contains(class) {
+            if x.is_nan() {
+                return class;
+            }
+            if x > best {
+                (best, at) = (x, class);
+            }
+        }
+    }
+    at
 }
 
 /// The first index from `start` on for which `wanted` holds; `start` if there is none.

@@ -4,12 +4,14 @@ use super::grad::{Place, ScaledExp, Subtract, scaled_exp};
 use super::scan::{self, Map, map_lanes};
 use super::sum;
 use crate::kernel::softmax::SoftmaxRow;
+use crate::kernel::transform::{Allowed, Transform};
 use crate::simd::Simd;
 
 /// `ln(sum(e^x))`; -inf for nothing but -inf, +inf if there is one, NaN if there is one.
 #[inline(always)]
-fn logsumexp<S: Simd>(s: S, row: &[f64]) -> f64 {
-    sum::row(s, row, None).lse().0
+fn logsumexp<S: Simd>(s: S, row: &[f64], allowed: Option<Allowed<'_>>) -> f64 {
+    let mask = Transform { allowed, ..Transform::IDENTITY };
+    sum::transformed_row(s, row, None, &mask).lse().0
 }
 
 /// In place; NaN for rows that have none.
@@ -53,6 +55,8 @@ impl<S: Simd> Map<S> for LogProbability<S> {
 }
 
 impl<S: Simd> SoftmaxRow<S> for f64 {
+    const MASKED: f64 = f64::NEG_INFINITY;
+
     #[inline(always)]
     fn softmax(s: S, row: &mut [f64]) {
         softmax(s, row);
@@ -62,7 +66,7 @@ impl<S: Simd> SoftmaxRow<S> for f64 {
         log_softmax(s, row);
     }
     #[inline(always)]
-    fn logsumexp(s: S, row: &[f64]) -> f64 {
-        logsumexp(s, row)
+    fn logsumexp(s: S, row: &[f64], allowed: Option<Allowed<'_>>) -> f64 {
+        logsumexp(s, row, allowed)
     }
 }

@@ -370,7 +370,7 @@ pub(crate) fn transformed_row<S: Simd>(
     s: S,
     row: &[f64],
     skip: Option<usize>,
-    transform: &Transform,
+    transform: &Transform<'_>,
 ) -> RowSum64 {
     let plain = Vectors::new(row, skip);
     let mut staged = [[f64::NEG_INFINITY; LANES_64]; BLOCK];
@@ -385,7 +385,7 @@ pub(crate) fn transformed_row<S: Simd>(
                 let x = &row[start..row.len().min(block.end * LANES_64)];
                 let z = staged.as_flattened_mut();
                 z[..x.len()].copy_from_slice(x);
-                transform.apply(&mut z[..x.len()]);
+                transform.apply(start, &mut z[..x.len()]);
                 // No class, no transform of it.
                 z[x.len()..].fill(f64::NEG_INFINITY);
                 if let Some(class) = skip.filter(|class| (start..start + x.len()).contains(class)) {

@@ -5,27 +5,32 @@ use super::{scan, sum};
 use crate::kernel::gradient::Store;
 use crate::kernel::probs::Probs;
 use crate::kernel::sum::{BLOCK, Lse, ranges};
-use crate::kernel::train::{self, Config, Minus, Pass, RowKernel};
-use crate::kernel::transform::{Staged, Transform};
+use crate::kernel::train::{self, Minus, Pass, RowKernel, Weights};
+use crate::kernel::transform::{Allowed, Staged, Transform};
 use crate::simd::Simd;
 use crate::stats::RowStats;
 
 impl<S: Simd> RowKernel<S> for f64 {
     #[inline(always)]
-    fn pass(s: S, x: &[f64], class: usize, config: &Config<'_, f64>, smoothing: bool) -> Pass {
-        let transform = &config.transform;
-        let (z, slope) = x.get(class).map_or((f64::NAN, 0.0), |&x| transform.one(x));
+    fn pass(
+        s: S,
+        x: &[f64],
+        class: usize,
+        transform: &Transform<'_>,
+        smoothing: Option<Weights<'_, f64>>,
+    ) -> Pass {
+        let (z, slope) = x.get(class).map_or((f64::NAN, 0.0), |&x| transform.one(class, x));
         let sum = sum::transformed_row(s, x, Some(class), transform);
         let mut differences = 0.0;
-        if smoothing {
+        if let Some(Weights(weights)) = smoothing {
             let mut staged = Staged([0.0; BLOCK]);
             for block in ranges(0..x.len(), BLOCK) {
                 let part = &mut staged.0[..block.len()];
                 part.copy_from_slice(&x[block.clone()]);
                 if !transform.is_identity() {
-                    transform.apply(part);
+                    transform.apply(block.start, part);
                 }
-                let weights = config.weights.map(|weights| &weights[block]);
+                let weights = weights.map(|weights| &weights[block]);
                 differences += scan::sum_from(s, part, weights, z);
             }
         }
@@ -35,15 +40,15 @@ impl<S: Simd> RowKernel<S> for f64 {
     }
 
     #[inline(always)]
-    fn transform(_: S, transform: &Transform, x: f64) -> (f64, f64) {
-        transform.one(x)
+    fn transform(_: S, transform: &Transform<'_>, class: usize, x: f64) -> (f64, f64) {
+        transform.one(class, x)
     }
 
     #[inline(always)]
     fn expected(
         s: S,
         x: &[f64],
-        transform: &Transform,
+        transform: &Transform<'_>,
         probs: &Probs<'_, f64>,
         lse: Lse,
     ) -> (f64, f64) {
@@ -53,7 +58,7 @@ impl<S: Simd> RowKernel<S> for f64 {
             let (z, v) = (&mut z.0[..block.len()], &mut v.0[..block.len()]);
             z.copy_from_slice(&x[block.clone()]);
             if !transform.is_identity() {
-                transform.apply(z);
+                transform.apply(block.start, z);
             }
             probs.stage(block, v);
             for (z, &v) in z.iter_mut().zip(&*v) {
@@ -70,7 +75,7 @@ impl<S: Simd> RowKernel<S> for f64 {
     fn gradient(
         s: S,
         train::Place { x, to: g, store, .. }: train::Place<'_, f64>,
-        transform: &Transform,
+        transform: &Transform<'_>,
         (a, lse): (f64, Lse),
         minus: &Minus<'_, f64>,
     ) {
@@ -88,8 +93,8 @@ impl<S: Simd> RowKernel<S> for f64 {
                 _ if !plain => {
                     let z = &mut z.0[..block.len()];
                     z.copy_from_slice(x.map_or(&*to, |x| &x[block.clone()]));
-                    for (z, slope) in z.iter_mut().zip(&mut slope.0) {
-                        (*z, *slope) = transform.one(*z);
+                    for (i, (z, slope)) in z.iter_mut().zip(&mut slope.0).enumerate() {
+                        (*z, *slope) = transform.one(block.start + i, *z);
                     }
                     Some(&*z)
                 }
@@ -120,8 +125,11 @@ impl<S: Simd> RowKernel<S> for f64 {
     }
 
     #[inline(always)]
-    fn argmax(s: S, x: &[f64]) -> usize {
-        scan::argmax(s, x)
+    fn argmax(s: S, x: &[f64], allowed: Option<Allowed<'_>>) -> usize {
+        match allowed {
+            None => scan::argmax(s, x),
+            Some(allowed) => scan::masked_argmax(x, allowed),
+        }
     }
 
     #[inline(always)]
