@@ -14,6 +14,9 @@
 //! `bf16` and `f16` have the limits of as many bytes. "convert, forward" is what they are compared with: the
 //! matrix is converted to `f32` first, with all threads, and the loss is that of the `f32` matrix.
 //!
+//! "padded", "classes first" and "images" (32 of 21 classes) take the same memory for another layout, and
+//! "masked" has a bit mask that half of the classes pass: their limits are those of the plain layout.
+//!
 //! Everything runs in turn, round after round, and every measurement stands between two of its limit:
 //! a change in clock speed, or a neighbour on a shared machine, meets both. A measurement is one call,
 //! or for short ones, and for the limit they have, the fastest of a few batches of calls. `ratio` is
@@ -25,6 +28,8 @@
 //! them (Linux), to see how much of the waiting is for page tables.
 
 mod common;
+#[path = "limits/layouts.rs"]
+mod layouts;
 
 use common::{Batch, all_threads, fastest_backend, pool, print_skipped};
 use rayon::ThreadPool;
@@ -63,6 +68,7 @@ fn main() {
     let half_scratch = (Mutex::new(large_halves.0.clone()), Mutex::new(large_halves.1.clone()));
     // One gradient for all: no more than one of its users runs at a time.
     let scratch = Mutex::new(large.logits.clone());
+    let mask = layouts::mask(&large);
     let pools: Vec<ThreadPool> = if all_threads() == 1 { vec![1] } else { vec![1, all_threads()] }
         .into_iter()
         .map(pool)
@@ -86,6 +92,10 @@ fn main() {
         groups.push(half_against_reading(&large, &large_halves.1, pool, &fast, &scratch));
         groups.push(half_against_copying(&large, pool, &fast, &scratch, &half_scratch.0));
         groups.push(half_against_copying(&large, pool, &fast, &scratch, &half_scratch.1));
+    }
+    for pool in &pools {
+        groups.push(layouts::against_reading(&large, pool, &fast, &mask));
+        groups.push(layouts::against_copying(&large, pool, &fast, &scratch, &mask));
     }
     groups.extend(Backend::available().iter().map(|&backend| against_kernel(&short, backend)));
     for group in &mut groups {

@@ -9,7 +9,7 @@ use crate::backend::Kernels;
 use crate::kernel::gradient::Store;
 use crate::kernel::train::GradientRows;
 use crate::kernel::transpose::{Outer, Transpose};
-use crate::kernel::{softmax, train};
+use crate::kernel::{forward, softmax, train};
 use crate::rows::{Rows, for_each_group};
 use crate::{Element, Logits, LogitsMut};
 use std::ops::Range;
@@ -107,17 +107,17 @@ impl<T: Element> Gather<'_, T> {
     fn run(&mut self, kernels: Kernels) {
         let Columns { data, first, shape } = self.from;
         let (rows, vocab) = (self.to.rows(), self.to.vocab());
-        let to = self.to.contiguous();
+        let (to, to_stride) = self.to.memory();
         for Segment { row, batch, positions } in shape.segments(first..first + rows) {
             let from = &data[batch * shape.batch_stride + positions.start..];
-            let to = &mut to[row * vocab..];
+            let to = &mut to[row * to_stride..];
             T::transpose(
                 kernels,
                 &mut Transpose {
                     from,
                     from_stride: shape.class_stride,
                     to,
-                    to_stride: vocab,
+                    to_stride,
                     rows: vocab,
                     columns: positions.len(),
                     outer: Outer::Rows,
@@ -167,16 +167,16 @@ impl<'a, T> ColumnsMut<'a, T> {
 }
 
 impl<T: Element> ColumnsMut<'_, T> {
-    /// Copies contiguous rows to where rows `first` and those after it are.
-    fn scatter(&mut self, kernels: Kernels, from: &[T], first: usize) {
-        let rows = first..first + from.len() / self.vocab;
+    /// Copies rows to where these rows are.
+    /// They are `stride` apart.
+    fn scatter(&mut self, kernels: Kernels, from: &[T], stride: usize, rows: Range<usize>) {
         for Segment { row, batch, positions } in self.shape.segments(rows) {
             let data = &mut self.data[batch * self.shape.batch_stride..];
             let job = Scatter {
-                from: &from[row * self.vocab..][..positions.len() * self.vocab],
+                from: &from[row * stride..],
+                from_stride: stride,
                 first_class: 0,
                 classes: self.vocab,
-                vocab: self.vocab,
                 to: data,
                 class_stride: self.shape.class_stride,
                 positions,
@@ -189,7 +189,7 @@ impl<T: Element> ColumnsMut<'_, T> {
 /// What is to be copied out of rows: some classes of them.
 struct Scatter<'a, T> {
     from: &'a [T],
-    vocab: usize,
+    from_stride: usize,
     first_class: usize,
     classes: usize,
     /// From the first class on.
@@ -204,7 +204,7 @@ impl<T: Element> Scatter<'_, T> {
             kernels,
             &mut Transpose {
                 from: &self.from[self.first_class..],
-                from_stride: self.vocab,
+                from_stride: self.from_stride,
                 to: &mut self.to[self.positions.start..],
                 to_stride: self.class_stride,
                 rows: self.positions.len(),
@@ -246,6 +246,14 @@ pub(crate) trait Panels<T: Element>: Rows {
     fn run(self, kernels: Kernels, x: Option<Logits<'_, T>>, to: Option<LogitsMut<'_, T>>);
 }
 
+impl<T: Element> Panels<T> for forward::Job<'_, T> {
+    #[inline(always)]
+    fn run(self, kernels: Kernels, x: Option<Logits<'_, T>>, _: Option<LogitsMut<'_, T>>) {
+        let job = forward::Job { logits: x.unwrap_or(self.logits), ..self };
+        for_each_group(job, &|job: &mut forward::Job<'_, T>| T::forward(kernels, job));
+    }
+}
+
 impl<T: Element> Panels<T> for train::Job<'_, T> {
     fn run(self, kernels: Kernels, x: Option<Logits<'_, T>>, to: Option<LogitsMut<'_, T>>) {
         let gradient = self.gradient.map(|gradient| match to {
@@ -285,6 +293,7 @@ pub(crate) struct Output<'a, T> {
 }
 
 /// Does work whose logits are `x`, if they are columns, and whose output is `to`, if that is.
+#[inline(always)]
 pub(crate) fn run<T: Element>(
     kernels: Kernels,
     work: impl Panels<T>,
@@ -294,47 +303,81 @@ pub(crate) fn run<T: Element>(
     if x.is_none() && to.is_none() {
         return work.run(kernels, None, None);
     }
+    // Panels are many: their threads are not to be waited for from outside the pool, each time.
+    #[cfg(feature = "rayon")]
+    rayon::join(|| panels(kernels, work, x, to), || ());
+    #[cfg(not(feature = "rayon"))]
+    panels(kernels, work, x, to);
+}
+
+#[inline(never)]
+fn panels<T: Element>(
+    kernels: Kernels,
+    mut work: impl Panels<T>,
+    x: Option<Columns<'_, T>>,
+    mut to: Option<Output<'_, T>>,
+) {
     let (rows, vocab) = (work.rows(), work.vocab());
     let len = panel_rows(vocab, size_of::<T>()).min(rows);
-    // In the order of the classes, with the rest of the last vector.
-    let buffer = |used: bool| if used { vec![T::default(); len * vocab] } else { Vec::new() };
-    let (mut gathered, mut written) = (buffer(x.is_some()), buffer(to.is_some()));
-    let (mut x, mut to, mut work, mut first) = (x, to, work, 0);
+    let panel = |used: bool| used.then(|| Panel::new(len, vocab));
+    let (mut gathered, mut written) = (panel(x.is_some()), panel(to.is_some()));
+    let mut first = 0;
     while first < rows {
-        let panel = len.min(rows - first);
-        let (head, tail) = work.split_at(panel);
+        let range = first..rows.min(first + len);
+        let (head, tail) = work.split_at(range.len());
         work = tail;
-        let size = panel * vocab;
-        let logits = x.as_mut().map(|x| {
-            x.gather(kernels, view_mut(&mut gathered[..size], panel, vocab));
-            *x = x.from(panel);
-            view(&gathered[..size], panel, vocab)
+        let logits = gathered.as_mut().zip(x).map(|(panel, x)| {
+            x.from(first).gather(kernels, panel.view_mut(range.len()));
+            panel.view(range.len())
         });
-        let output = to.as_ref().map(|to| {
+        let output = written.as_mut().zip(to.as_ref()).map(|(panel, to)| {
             if to.read {
-                to.columns
-                    .columns(first)
-                    .gather(kernels, view_mut(&mut written[..size], panel, vocab));
+                to.columns.columns(first).gather(kernels, panel.view_mut(range.len()));
             }
-            view_mut(&mut written[..size], panel, vocab)
+            panel.view_mut(range.len())
         });
         head.run(kernels, logits, output);
-        if let Some(to) = &mut to {
-            to.columns.scatter(kernels, &written[..size], first);
+        if let Some((panel, to)) = written.as_mut().zip(to.as_mut()) {
+            to.columns.scatter(kernels, panel.memory(), panel.stride, range.clone());
         }
-        first += panel;
+        first = range.end;
     }
 }
 
-const FITS: &str = "a panel is a contiguous matrix";
-
-fn view<T>(data: &[T], rows: usize, vocab: usize) -> Logits<'_, T> {
-    Logits::new(data, rows, vocab).expect(FITS)
+/// Rows in a buffer. Each begins at a cache line, so that what is written of it at a time is whole lines.
+struct Panel<T> {
+    data: Vec<T>,
+    start: usize,
+    vocab: usize,
+    stride: usize,
 }
 
-fn view_mut<T>(data: &mut [T], rows: usize, vocab: usize) -> LogitsMut<'_, T> {
-    LogitsMut::new(data, rows, vocab).expect(FITS)
+impl<T: Element> Panel<T> {
+    fn new(rows: usize, vocab: usize) -> Self {
+        let line = 64 / size_of::<T>();
+        let lines = vocab.div_ceil(line);
+        // An odd number of them: powers of two would put all rows into few sets of the cache.
+        let stride = (lines | 1) * line;
+        let data = vec![T::default(); rows * stride + line];
+        let start = data.as_ptr().align_offset(64).min(line);
+        Panel { data, start, vocab, stride }
+    }
+
+    fn memory(&self) -> &[T] {
+        &self.data[self.start..]
+    }
+
+    fn view(&self, rows: usize) -> Logits<'_, T> {
+        Logits::with_stride(self.memory(), rows, self.vocab, self.stride).expect(FITS)
+    }
+
+    fn view_mut(&mut self, rows: usize) -> LogitsMut<'_, T> {
+        let data = &mut self.data[self.start..];
+        LogitsMut::with_stride(data, rows, self.vocab, self.stride).expect(FITS)
+    }
 }
+
+const FITS: &str = "a panel is a matrix";
 
 /// A power of two, so that halves of it are whole tiles.
 fn panel_rows(vocab: usize, bytes: usize) -> usize {

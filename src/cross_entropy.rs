@@ -4,7 +4,7 @@
 use crate::columns;
 use crate::element::sealed::Real as _;
 use crate::evaluation::Reduced;
-use crate::kernel::forward::Row;
+use crate::kernel::forward::{self, Row};
 use crate::kernel::gradient::Store;
 use crate::kernel::train::{self, Config, GradientRows};
 use crate::kernel::transform::{Softcap, Transform};
@@ -559,14 +559,14 @@ impl<'w> CrossEntropy<'w> {
             && call.gradient.is_none()
             && let Targets::Ids(ids) = call.targets
             && let Some(logits) = call.logits
-            && logits.columns().is_none()
         {
             self.check_reduction()?;
             let kernels = Backend::kernels(self.backend)?;
             let (rows, vocab) = (logits.rows(), logits.vocab());
             let targets = TargetRows::new(ids, None, self.ignore_index, rows, vocab)?;
             call.out.check(rows)?;
-            T::forward(kernels, logits, targets, call.out, argmax);
+            let job = forward::Job { logits, targets, out: call.out, argmax };
+            columns::run(kernels, job, logits.columns(), None);
             return Ok(());
         }
         self.train(call, argmax)

@@ -50,13 +50,10 @@ impl Real for f64 {}
 /// What the public traits ask for, out of reach of other crates.
 pub(crate) mod sealed {
     use super::Floats;
-    use crate::Logits;
     use crate::backend::Kernels;
     use crate::kernel::softmax::AnyJob;
     use crate::kernel::transpose::Transpose;
     use crate::kernel::{forward, softmax, train};
-    use crate::rows::{RowSlices, for_each_group};
-    use crate::targets::TargetRows;
     use half::slice::HalfFloatSliceExt;
     use half::{bf16, f16};
 
@@ -99,16 +96,11 @@ pub(crate) mod sealed {
         #[doc(hidden)]
         const HAS_FORWARD: bool = false;
 
-        /// That kernel, on the caller's rayon pool. Does nothing where there is none.
+        /// That kernel. Does nothing where there is none.
         #[doc(hidden)]
         #[expect(private_interfaces, reason = "other crates cannot call it")]
-        fn forward(
-            _kernels: Kernels,
-            _logits: Logits<'_, Self>,
-            _targets: TargetRows<'_>,
-            _out: RowSlices<'_, Self::Real>,
-            _argmax: bool,
-        ) where
+        fn forward(_kernels: Kernels, _job: &mut forward::Job<'_, Self>)
+        where
             Self: super::Element,
         {
         }
@@ -149,22 +141,11 @@ pub(crate) mod sealed {
                 const HAS_FORWARD: bool = true;
 
                 #[inline(always)]
-                fn forward(
-                    kernels: Kernels,
-                    logits: Logits<'_, $type>,
-                    targets: TargetRows<'_>,
-                    out: RowSlices<'_, f32>,
-                    argmax: bool,
-                ) {
-                    let job = forward::Job { logits, targets, out };
-                    if argmax {
-                        for_each_group(job, &|job: &mut forward::Job<'_, $type>| {
-                            kernels.$forward_argmax(job)
-                        });
+                fn forward(kernels: Kernels, job: &mut forward::Job<'_, $type>) {
+                    if job.argmax {
+                        kernels.$forward_argmax(job);
                     } else {
-                        for_each_group(job, &|job: &mut forward::Job<'_, $type>| {
-                            kernels.$forward(job)
-                        });
+                        kernels.$forward(job);
                     }
                 }
             }

@@ -531,11 +531,11 @@ impl<'a, T> LogitsMut<'a, T> {
         }
     }
 
-    /// All elements, of a matrix made by [`LogitsMut::new`] or a part of one.
-    pub(crate) fn contiguous(&mut self) -> &mut [T] {
+    /// The memory of a matrix made by [`LogitsMut::with_stride`], or a part of one, and the stride.
+    pub(crate) fn memory(&mut self) -> (&mut [T], usize) {
         match &mut self.layout {
-            LayoutMut::Strided { data, stride } if *stride == self.vocab => data,
-            _ => unreachable!("only for matrices that are"),
+            LayoutMut::Strided { data, stride } => (data, *stride),
+            _ => unreachable!("only for matrices of one stride"),
         }
     }
 

@@ -198,9 +198,10 @@ impl<T: Element> Rows for forward::Job<'_, T> {
         let (logits_a, logits_b) = self.logits.split_at(row);
         let (targets_a, targets_b) = self.targets.split_at(row);
         let (a, b) = self.out.split_at(row);
+        let argmax = self.argmax;
         (
-            forward::Job { logits: logits_a, targets: targets_a, out: a },
-            forward::Job { logits: logits_b, targets: targets_b, out: b },
+            forward::Job { logits: logits_a, targets: targets_a, out: a, argmax },
+            forward::Job { logits: logits_b, targets: targets_b, out: b, argmax },
         )
     }
 }

@@ -24,6 +24,7 @@ Examples:
   xent score dump.safetensors
   xent score dump.safetensors --logits lm_head.out --targets labels --ignore-index -1
   xent score dump.safetensors --json | jq .perplexity
+  xent score dump.safetensors --targets input_ids --shift --vocab 50257
   xent score dump.safetensors --label-smoothing 0.1 --weight class_weights --grad grad.safetensors
   xent score student.safetensors --target-probs teacher --temperature 2
 
@@ -31,10 +32,11 @@ Exit status: 0 if the file was scored, 1 if a file is at fault, 2 if the command
 
 /// Loss, perplexity and accuracy of the logits in a safetensors file, and the gradient of the loss
 ///
-/// The file holds logits, F32, F64, BF16 or F16 of shape [rows, vocab], and one target class per row,
-/// I64, I32 or U32 of shape [rows], already shifted: row i is the prediction of target i. What goes with
-/// half formats and is computed from them is F32, and their gradient is of their own type. The file is
-/// mapped into memory rather than read, so it may be larger than memory, and must not be changed
+/// The file holds logits, F32, F64, BF16 or F16 of shape [rows, vocab] or [batch, time, vocab], and one
+/// target class per row, I64, I32 or U32 of shape [rows] or [batch, time], already shifted: row i is the
+/// prediction of target i. For tokens as they went into the model there is --shift. Rows are counted through all sequences: that of [b, t] is b * time + t. What
+/// goes with half formats and is computed from them is F32, and their gradient is of their own type. The
+/// file is mapped into memory rather than read, so it may be larger than memory, and must not be changed
 /// meanwhile. The time reported is that of the one pass over the logits, waiting for the disk included.
 ///
 /// With p the softmax of a row and t its target, the loss of the row is -ln p[t]. Perplexity, bits per
@@ -54,6 +56,28 @@ pub(crate) struct Score {
     /// Name of the targets tensor
     #[arg(long, value_name = "NAME", default_value = "targets")]
     pub(crate) targets: String,
+
+    /// Classes of a row that are used: the first N, the rest is padding [default: all]
+    ///
+    /// Padding is never read. Whatever has an element per class must have N: class weights are [N],
+    /// target probabilities [rows, N] or [batch, time, N].
+    #[arg(long, value_name = "N", value_parser = classes, allow_negative_numbers = true)]
+    pub(crate) vocab: Option<usize>,
+
+    /// Targets are the tokens that went into the model: row i predicts token i + K [default K: 1]
+    ///
+    /// Of each sequence; without a batch, all rows are one. The last K rows of a sequence have no target
+    /// and are ignored, as if it was the ignore index. A sequence must have more than K rows.
+    #[arg(
+        long,
+        value_name = "K",
+        num_args = 0..=1,
+        default_missing_value = "1",
+        value_parser = shift,
+        allow_negative_numbers = true,
+        conflicts_with = "target_probs"
+    )]
+    pub(crate) shift: Option<usize>,
 
     /// Target of the rows to leave out
     ///
@@ -84,7 +108,8 @@ pub(crate) struct Score {
 
     /// Also print one line per row
     ///
-    /// With --target-probs the target shown is the most probable class.
+    /// The target shown is what the row was scored against: with --shift the token K rows later, with
+    /// --target-probs the most probable class.
     #[arg(long)]
     pub(crate) per_token: bool,
 
@@ -92,7 +117,7 @@ pub(crate) struct Score {
     ///
     /// Numbers are in the shortest form that reads back as the same number; those that JSON cannot
     /// hold are null, and `loss_is` tells nan from inf. --z-loss adds `cross_entropy` and `z_loss`,
-    /// the two parts of `loss`, and `z_loss` to each row. Where options make the loss differ from the
+    /// the two parts of `loss`, and `z_loss` to each row; --shift adds its `target` to each row. Where options make the loss differ from the
     /// mean of -ln p[t], `nll` is that mean, which `stderr` is the standard error of.
     #[arg(long)]
     pub(crate) json: bool,
@@ -157,16 +182,17 @@ pub(crate) struct Loss {
 pub(crate) struct Gradient {
     /// Writes the gradient of the loss by the logits to this file
     ///
-    /// As tensor `grad`, of the shape and type of the logits. It is the gradient of the loss that
-    /// --reduction asks for; for `none`, of the sum of the row losses. The file is replaced if it
-    /// exists, once the gradient is complete: it is written to a temporary file beside it first.
+    /// As tensor `grad`, of the shape and type of the logits, 0 where --vocab leaves padding. It is the
+    /// gradient of the loss that --reduction asks for; for `none`, of the sum of the row losses. The file
+    /// is replaced if it exists, once the gradient is complete: it is written to a temporary file beside
+    /// it first.
     #[arg(long, value_name = "OUT.safetensors")]
     pub(crate) grad: Option<PathBuf>,
 
     /// Name of a tensor that the gradient is multiplied by, F32 or F64
     ///
-    /// Of shape [], the derivative of what is trained by the loss; or of shape [rows], that by the
-    /// loss of each row, before the division that a mean implies. [default: 1]
+    /// Of shape [], the derivative of what is trained by the loss; or of the shape of the targets, that
+    /// by the loss of each row, before the division that a mean implies. [default: 1]
     #[arg(long, value_name = "NAME", requires = "grad")]
     pub(crate) upstream: Option<String>,
 }
@@ -225,6 +251,19 @@ impl fmt::Display for Reduction {
             Reduction::MeanOver(count) => write!(f, "mean-over:{count}"),
         }
     }
+}
+
+fn classes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("a row has at least 1 class".to_owned()),
+        Ok(classes) => Ok(classes),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn shift(text: &str) -> Result<usize, String> {
+    // A file after a plain `--shift` is taken for its value.
+    text.parse().map_err(|error| format!("{error}; before a file name write --shift=1"))
 }
 
 fn available_backend(name: &str) -> Result<Backend, xent::Error> {

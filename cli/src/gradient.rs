@@ -42,17 +42,12 @@ pub(crate) struct GradientFile {
 const ALIGNMENT: usize = 64;
 
 impl GradientFile {
-    /// A file for a gradient of logits of type `T`, which come from the file `input`.
-    pub(crate) fn new<T: Logit>(
-        to: &Path,
-        input: &Path,
-        rows: usize,
-        vocab: usize,
-    ) -> Result<Self, Error> {
+    /// A file for a gradient of logits of type `T` and this shape, which come from the file `input`.
+    pub(crate) fn new<T: Logit>(to: &Path, input: &Path, shape: &[usize]) -> Result<Self, Error> {
         let to = destination(to, input)?;
         // At most the bytes of the logits, which were mapped: none of this overflows.
-        let bytes = rows * vocab * size_of::<T>();
-        let header = header::<T>(rows, vocab, bytes);
+        let bytes = shape.iter().product::<usize>() * size_of::<T>();
+        let header = header::<T>(shape, bytes);
         let start = header.len();
         let len = start + bytes;
 
@@ -72,13 +67,13 @@ impl GradientFile {
         Ok(GradientFile { map, start, file, to })
     }
 
-    /// The elements, in the byte order of this machine.
+    /// The elements, in the byte order of this machine. They are 0 until something else is written.
     pub(crate) fn elements<T: Logit>(&mut self) -> &mut [T] {
         // Maps start at a page, and the header is as long as it is for this.
         bytemuck::cast_slice_mut(&mut self.map[self.start..])
     }
 
-    /// Gives the file its name, now that all its elements were written.
+    /// Gives the file its name, now that its elements were written.
     pub(crate) fn finish<T: Logit>(mut self) -> Result<(), Error> {
         if cfg!(target_endian = "big") {
             let elements = self.map[self.start..].chunks_exact_mut(size_of::<T>());
@@ -140,8 +135,8 @@ fn reserve(file: &mut NamedTempFile, len: u64) -> io::Result<()> {
 }
 
 /// The length of the header and the header, padded with spaces up to the elements.
-fn header<T: Logit>(rows: usize, vocab: usize, bytes: usize) -> Vec<u8> {
-    let grad = TensorInfo { dtype: T::DTYPE, shape: vec![rows, vocab], data_offsets: (0, bytes) };
+fn header<T: Logit>(shape: &[usize], bytes: usize) -> Vec<u8> {
+    let grad = TensorInfo { dtype: T::DTYPE, shape: shape.to_vec(), data_offsets: (0, bytes) };
     let metadata = Metadata::new(None, vec![("grad".to_owned(), grad)]);
     let metadata = metadata.expect("the shape is that of the logits, which was checked");
     let mut header = vec![0; 8];
@@ -160,7 +155,7 @@ mod tests {
     fn elements_start_at_a_cache_line() {
         for rows in [0, 1, 12, 123_456_789] {
             for vocab in [0, 7, 50_257] {
-                let header = header::<f32>(rows, vocab, rows * vocab * 4);
+                let header = header::<f32>(&[rows, vocab], rows * vocab * 4);
                 assert_eq!(header.len() % ALIGNMENT, 0);
                 let text = str::from_utf8(&header[8..]).unwrap();
                 assert_eq!(u64::from_le_bytes(*header.first_chunk().unwrap()), text.len() as u64);
@@ -174,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let to = dir.path().join("grad");
         let there = || fs::read_dir(dir.path()).unwrap().count();
-        let mut file = GradientFile::new::<f64>(&to, Path::new("absent"), 3, 5).unwrap();
+        let mut file = GradientFile::new::<f64>(&to, Path::new("absent"), &[3, 5]).unwrap();
         assert_eq!(there(), 1);
         assert_eq!(file.elements::<f64>(), [0.0; 15]);
         drop(file);

@@ -12,7 +12,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::ptr;
-use xent::{CrossEntropy, Targets, Upstream};
+use xent::{CrossEntropy, Logits, Targets, Upstream};
 
 /// What is wrong with the file, apart from its name.
 #[derive(Debug, thiserror::Error)]
@@ -54,17 +54,30 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, Error> {
 #[derive(Debug)]
 pub(crate) struct Input<'a, T: Logit> {
     pub(crate) logits: Cow<'a, [T]>,
-    pub(crate) rows: usize,
-    pub(crate) vocab: usize,
+    pub(crate) layout: Layout,
     pub(crate) targets: Answers<'a, T::Real>,
     pub(crate) weight: Option<Cow<'a, [T::Real]>>,
     pub(crate) upstream: Derivative<'a>,
 }
 
+/// How the file has the logits, and which of them count.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    /// `[rows, stored]` or `[batch, time, stored]`.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) rows: usize,
+    /// Rows of a sequence: without a batch, all.
+    pub(crate) sequence: usize,
+    /// Classes of a row in the file.
+    pub(crate) stored: usize,
+    /// Those that are no padding.
+    pub(crate) vocab: usize,
+}
+
 /// What the model should have predicted.
 #[derive(Debug)]
 pub(crate) enum Answers<'a, R: Number> {
-    Ids(Ids<'a>),
+    Ids { ids: Ids<'a>, shift: Option<Shift> },
     Probs { probs: Cow<'a, [R]>, vocab: usize },
 }
 
@@ -76,6 +89,16 @@ pub(crate) enum Ids<'a> {
     U32(Cow<'a, [u32]>),
 }
 
+/// Targets further on in their sequence than the rows that predict them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shift {
+    /// How far: at least 1, and less than `sequence`.
+    pub(crate) by: usize,
+    pub(crate) sequence: usize,
+    /// The target of rows that have none.
+    pub(crate) ignore_index: i64,
+}
+
 /// What the gradient is multiplied by.
 #[derive(Debug)]
 pub(crate) enum Derivative<'a> {
@@ -85,12 +108,11 @@ pub(crate) enum Derivative<'a> {
 }
 
 impl<R: Number> Answers<'_, R> {
-    /// Those of a range of rows.
+    /// Those of a group of rows, see [`Answers::group_end`].
     pub(crate) fn targets(&self, rows: Range<usize>) -> Targets<'_> {
         match self {
-            Answers::Ids(Ids::I64(ids)) => ids[rows].into(),
-            Answers::Ids(Ids::I32(ids)) => ids[rows].into(),
-            Answers::Ids(Ids::U32(ids)) => ids[rows].into(),
+            Answers::Ids { ids, shift: None } => ids.part(rows).into(),
+            Answers::Ids { ids, shift: Some(shift) } => shift.targets(ids, rows),
             Answers::Probs { probs, vocab } => {
                 Targets::probs(R::floats(&probs[rows.start * vocab..rows.end * vocab]))
             }
@@ -100,15 +122,87 @@ impl<R: Number> Answers<'_, R> {
     /// The target of a row; the first of the most probable classes, as the library counts correct rows.
     pub(crate) fn class(&self, row: usize) -> i64 {
         match self {
-            Answers::Ids(Ids::I64(ids)) => ids[row],
-            Answers::Ids(Ids::I32(ids)) => ids[row].into(),
-            Answers::Ids(Ids::U32(ids)) => ids[row].into(),
+            Answers::Ids { ids, shift: None } => ids.get(row),
+            Answers::Ids { ids, shift: Some(shift) } => {
+                shift.token(row).map_or(shift.ignore_index, |token| ids.get(token))
+            }
             Answers::Probs { probs, vocab } => {
                 let probs = &probs[row * vocab..][..*vocab];
                 let best =
                     (0..*vocab).reduce(|best, j| if probs[j] > probs[best] { j } else { best });
                 best.map_or(-1, |class| class as i64)
             }
+        }
+    }
+
+    /// Where a group of rows ends that is scored in one call, out of `count` from `start` on: `size` later, or
+    /// where the shift needs it to.
+    pub(crate) fn group_end(&self, start: usize, size: usize, count: usize) -> usize {
+        match self {
+            Answers::Ids { shift: Some(shift), .. } => shift.group_end(start, size, count),
+            _ => start + size.min(count - start),
+        }
+    }
+}
+
+impl Ids<'_> {
+    fn part(&self, range: Range<usize>) -> xent::Ids<'_> {
+        match self {
+            Ids::I64(ids) => ids[range].into(),
+            Ids::I32(ids) => ids[range].into(),
+            Ids::U32(ids) => ids[range].into(),
+        }
+    }
+
+    fn get(&self, i: usize) -> i64 {
+        match self {
+            Ids::I64(ids) => ids[i],
+            Ids::I32(ids) => ids[i].into(),
+            Ids::U32(ids) => ids[i].into(),
+        }
+    }
+}
+
+impl Shift {
+    /// What `args` asks for, if that changes anything.
+    fn new(logits: &TensorView<'_>, layout: &Layout, args: &Score) -> Result<Option<Self>, Error> {
+        let by = args.shift.unwrap_or(0);
+        if by == 0 || layout.rows == 0 {
+            return Ok(None);
+        }
+        let sequence = layout.sequence;
+        if by >= sequence {
+            let of_what = if layout.is_batch() { "sequences of " } else { "" };
+            let rows = by.saturating_add(1);
+            let expected = format!("{of_what}{rows} or more rows for --shift {by}");
+            return Err(wrong(&args.logits, logits, &expected));
+        }
+        Ok(Some(Shift { by, sequence, ignore_index: args.ignore_index }))
+    }
+
+    /// Which of the tokens is the target of a row.
+    fn token(&self, row: usize) -> Option<usize> {
+        (row % self.sequence + self.by < self.sequence).then_some(row + self.by)
+    }
+
+    /// Whole sequences if they fit into `size` rows, or else a part of one. Of a sequence that goes on, more
+    /// rows are left than the shift, so that all rows of the part have a target.
+    fn group_end(&self, start: usize, size: usize, count: usize) -> usize {
+        if size >= self.sequence {
+            // With groups of one size, none of these begins within a sequence.
+            return start + size.min(count - start) / self.sequence * self.sequence;
+        }
+        let left = self.sequence - start % self.sequence;
+        start + if size.saturating_add(self.by) < left { size } else { left }
+    }
+
+    fn targets<'i>(&self, ids: &'i Ids<'_>, rows: Range<usize>) -> Targets<'i> {
+        if rows.end.is_multiple_of(self.sequence) {
+            // The rest of a sequence is like a short sequence.
+            let sequence = self.sequence.min(rows.len());
+            Targets::shifted(ids.part(rows), sequence, self.by)
+        } else {
+            ids.part(rows.start + self.by..rows.end + self.by).into()
         }
     }
 }
@@ -127,12 +221,49 @@ impl Derivative<'_> {
 pub(crate) fn logits<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, Error> {
     let is_logits = |view: &TensorView<'_>| {
         let types = [Dtype::F32, Dtype::F64, Dtype::BF16, Dtype::F16];
-        types.contains(&view.dtype()) && view.shape().len() == 2
+        types.contains(&view.dtype()) && [2, 3].contains(&view.shape().len())
     };
     let role = Role { what: "logits", flag: "logits", fits: &is_logits };
     let view = role.find(tensors, name)?;
-    let expected = "F32, F64, BF16 or F16 [rows, vocab]";
-    if is_logits(&view) { Ok(view) } else { Err(wrong(name, &view, expected)) }
+    if is_logits(&view) { Ok(view) } else { Err(wrong(name, &view, LOGITS)) }
+}
+
+const LOGITS: &str = "F32, F64, BF16 or F16 [rows, vocab] or [batch, time, vocab]";
+
+impl Layout {
+    fn new(logits: &TensorView<'_>, args: &Score) -> Result<Self, Error> {
+        let (rows, sequence, stored) = match *logits.shape() {
+            [rows, stored] => (rows, rows, stored),
+            // No more than can be counted, even of rows without classes: such a file is not valid.
+            [batch, time, stored] => (batch * time, time, stored),
+            _ => return Err(wrong(&args.logits, logits, LOGITS)),
+        };
+        let vocab = args.vocab.unwrap_or(stored);
+        if vocab > stored {
+            let expected = format!("{vocab} or more classes for --vocab {vocab}");
+            return Err(wrong(&args.logits, logits, &expected));
+        }
+        Ok(Layout { shape: logits.shape().to_vec(), rows, sequence, stored, vocab })
+    }
+
+    /// The shape of what has an element per row: `[rows]` or `[batch, time]`.
+    fn of_rows(&self) -> &[usize] {
+        &self.shape[..self.shape.len() - 1]
+    }
+
+    /// The shape of the logits without padding.
+    fn of_classes(&self) -> Vec<usize> {
+        [self.of_rows(), &[self.vocab]].concat()
+    }
+
+    fn is_batch(&self) -> bool {
+        self.shape.len() == 3
+    }
+
+    /// Where a row is in a tensor that has an element per row.
+    fn index(&self, row: usize) -> Vec<usize> {
+        if self.is_batch() { vec![row / self.sequence, row % self.sequence] } else { vec![row] }
+    }
 }
 
 impl<'a, T: Logit> Input<'a, T> {
@@ -143,32 +274,32 @@ impl<'a, T: Logit> Input<'a, T> {
         logits: &TensorView<'a>,
         args: &Score,
     ) -> Result<Self, Error> {
-        let &[rows, vocab] = logits.shape() else {
-            return Err(wrong(&args.logits, logits, "[rows, vocab]"));
-        };
-        let find = Finder { tensors, logits, logits_name: &args.logits };
+        let layout = Layout::new(logits, args)?;
+        let find = Finder { tensors, logits, args };
         let real = T::Real::DTYPE;
         let targets = match &args.loss.target_probs {
             Some(name) => {
                 let role = ("target probabilities", "target-probs");
-                let view = find.tensor(role, name, &[real], &[&[rows, vocab]])?;
-                Answers::Probs { probs: Stored::read(view.data()), vocab }
+                let view = find.tensor(role, name, &[real], &[&layout.of_classes()])?;
+                Answers::Probs { probs: Stored::read(view.data()), vocab: layout.vocab }
             }
             None => {
                 let types = [Dtype::I64, Dtype::I32, Dtype::U32];
-                let view =
-                    find.tensor(("targets", "targets"), &args.targets, &types, &[&[rows]])?;
+                let role = ("targets", "targets");
+                let view = find.tensor(role, &args.targets, &types, &[layout.of_rows()])?;
                 let bytes = view.data();
-                Answers::Ids(match view.dtype() {
+                let ids = match view.dtype() {
                     Dtype::I64 => Ids::I64(read(bytes, i64::from_le_bytes)),
                     Dtype::I32 => Ids::I32(read(bytes, i32::from_le_bytes)),
                     _ => Ids::U32(read(bytes, u32::from_le_bytes)),
-                })
+                };
+                Answers::Ids { ids, shift: Shift::new(logits, &layout, args)? }
             }
         };
         let weight = match &args.loss.weight {
             Some(name) => {
-                let view = find.tensor(("class weights", "weight"), name, &[real], &[&[vocab]])?;
+                let role = ("class weights", "weight");
+                let view = find.tensor(role, name, &[real], &[&[layout.vocab]])?;
                 Some(Stored::read(view.data()))
             }
             None => None,
@@ -177,13 +308,30 @@ impl<'a, T: Logit> Input<'a, T> {
             Some(name) => {
                 let role = ("upstream gradient", "upstream");
                 let types = [Dtype::F32, Dtype::F64];
-                let view = find.tensor(role, name, &types, &[&[rows], &[]])?;
+                let view = find.tensor(role, name, &types, &[layout.of_rows(), &[]])?;
                 Derivative::new(&view)
             }
             None => Derivative::OfAll(1.0),
         };
         let logits = T::read(logits.data());
-        Ok(Input { logits, rows, vocab, targets, weight, upstream })
+        Ok(Input { logits, layout, targets, weight, upstream })
+    }
+
+    /// A range of rows, without their padding.
+    pub(crate) fn logits(&self, rows: Range<usize>) -> Result<Logits<'_, T>, xent::Error> {
+        let Layout { stored, vocab, .. } = self.layout;
+        let logits = &self.logits[rows.start * stored..rows.end * stored];
+        Logits::with_stride(logits, rows.len(), vocab, stored)
+    }
+
+    /// Where the file has the target of a row, unless it is just that row.
+    pub(crate) fn index_of_target(&self, row: usize) -> Option<Vec<usize>> {
+        let token = match &self.targets {
+            Answers::Ids { shift: Some(shift), .. } => shift.token(row)?,
+            _ => row,
+        };
+        let index = self.layout.index(token);
+        (index != [row]).then_some(index)
     }
 
     /// The loss that `args` asks for, but for its reduction.
@@ -233,7 +381,7 @@ impl<'a> Derivative<'a> {
 struct Finder<'t, 'a> {
     tensors: &'t SafeTensors<'a>,
     logits: &'t TensorView<'a>,
-    logits_name: &'t str,
+    args: &'t Score,
 }
 
 impl<'a> Finder<'_, 'a> {
@@ -255,8 +403,9 @@ impl<'a> Finder<'_, 'a> {
         }
         let types = alternatives(types.iter().map(Dtype::to_string));
         let shapes = alternatives(shapes.iter().map(|shape| format!("{shape:?}")));
-        let (logits, found) = (self.logits_name, describe(self.logits));
-        Err(wrong(name, &view, &format!("{types} {shapes} to go with `{logits}` {found}")))
+        let (logits, found) = (&self.args.logits, describe(self.logits));
+        let vocab = self.args.vocab.map_or_else(String::new, |n| format!(" and --vocab {n}"));
+        Err(wrong(name, &view, &format!("{types} {shapes} to go with `{logits}` {found}{vocab}")))
     }
 }
 

@@ -26,8 +26,8 @@ use std::process::ExitCode;
 enum Error {
     #[error("{}: {error}", file.display())]
     Input { file: PathBuf, error: input::Error },
-    #[error("{}: tensor `{tensor}`: {error}; the ignore index is {ignore_index}", file.display())]
-    Target { file: PathBuf, tensor: String, error: xent::Error, ignore_index: i64 },
+    #[error("{}: {target}: {error}; the ignore index is {ignore_index}", file.display())]
+    Target { file: PathBuf, target: String, error: Box<xent::Error>, ignore_index: i64 },
     #[error("{}: {error}", file.display())]
     Score { file: PathBuf, error: xent::Error },
     #[error("{}: {error}", file.display())]
@@ -113,13 +113,13 @@ fn score_as<T: Logit>(
         .map_err(|error| Error::Input { file: args.file.clone(), error })?;
     let run = |gradient: Option<&mut [T]>| {
         in_pool(args.threads, || score::run(&input, args, gradient))?
-            .map_err(|error| scoring_error(error, args))
+            .map_err(|error| scoring_error(error, &input, args))
     };
     let scores = match &args.gradient.grad {
         None => run(None)?,
         Some(to) => {
             let bad_gradient = |error| Error::Gradient { file: to.clone(), error };
-            let mut file = GradientFile::new::<T>(to, &args.file, input.rows, input.vocab)
+            let mut file = GradientFile::new::<T>(to, &args.file, &input.layout.shape)
                 .map_err(bad_gradient)?;
             let scores = run(Some(file.elements()))?;
             file.finish::<T>().map_err(bad_gradient)?;
@@ -135,12 +135,16 @@ fn in_pool<T: Send>(threads: Option<u16>, work: impl FnOnce() -> T + Send) -> Re
     Ok(pool.map_err(|error| Error::Threads { threads, error })?.install(work))
 }
 
-fn scoring_error(error: xent::Error, args: &Score) -> Error {
+fn scoring_error<T: Logit>(error: xent::Error, input: &Input<'_, T>, args: &Score) -> Error {
     let file = args.file.clone();
     match error {
-        xent::Error::TargetOutOfRange { .. } => {
-            let (tensor, ignore_index) = (args.targets.clone(), args.ignore_index);
-            Error::Target { file, tensor, error, ignore_index }
+        xent::Error::TargetOutOfRange { row, .. } => {
+            let tensor = &args.targets;
+            let target = match input.index_of_target(row) {
+                Some(index) => format!("tensor `{tensor}` at {index:?}"),
+                None => format!("tensor `{tensor}`"),
+            };
+            Error::Target { file, target, error: error.into(), ignore_index: args.ignore_index }
         }
         // A backend is a bad `XENT_BACKEND`: `--backend` was checked with the rest of the command line.
         xent::Error::UnknownBackend { .. }

@@ -12,6 +12,8 @@ use std::io::{self, Write};
 struct Rows<'a, R: Number> {
     scores: &'a RowScores<R>,
     targets: &'a Answers<'a, R>,
+    /// Whether JSON has the targets too, since the file has them elsewhere.
+    shifted: bool,
 }
 
 /// Numbers of one row stay `f32` where the logits are, whose shortest form is shorter than that of the
@@ -28,14 +30,16 @@ struct Row<R> {
     argmax: i64,
     correct: bool,
     #[serde(skip)]
-    target: i64,
+    class: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<i64>,
 }
 
 impl<R: Number> Rows<'_, R> {
     fn row(&self, i: usize) -> Row<R> {
         let loss = self.scores.losses[i];
         let argmax = self.scores.argmax[i];
-        let target = self.targets.class(i);
+        let class = self.targets.class(i);
         Row {
             loss,
             loss_is: (!loss.into().is_finite()).then(|| kind(loss.into())),
@@ -44,8 +48,9 @@ impl<R: Number> Rows<'_, R> {
             logprob: self.scores.logprobs[i],
             argmax,
             // The argmax of an ignored row is -1, which may be the ignore index.
-            correct: argmax >= 0 && argmax == target,
-            target,
+            correct: argmax >= 0 && argmax == class,
+            class,
+            target: self.shifted.then_some(class),
         }
     }
 
@@ -109,9 +114,10 @@ pub(crate) fn print<T: Logit>(
     input: &Input<'_, T>,
     args: &Score,
 ) -> io::Result<()> {
-    let rows = scores.rows.as_ref().map(|scores| Rows { scores, targets: &input.targets });
+    let (targets, shifted) = (&input.targets, args.shift.is_some());
+    let rows = scores.rows.as_ref().map(|scores| Rows { scores, targets, shifted });
     if args.json {
-        return json(out, scores, rows, input.vocab, args);
+        return json(out, scores, rows, input.layout.vocab, args);
     }
     if let Some(rows) = rows {
         table(out, &rows)?;
@@ -164,7 +170,7 @@ fn table<R: Number>(out: &mut impl Write, rows: &Rows<'_, R>) -> io::Result<()> 
     }
     writeln!(out, " {:>w$} {:>w$} {:>8} correct", "logprob", "lse", "argmax")?;
     for (i, row) in rows.iter().enumerate() {
-        let Row { loss, z_loss, lse, logprob, argmax, correct, target, .. } = row;
+        let Row { loss, z_loss, lse, logprob, argmax, correct, class, .. } = row;
         let correct = match (argmax, correct) {
             (-1, _) => "ignored",
             (_, true) => "yes",
@@ -172,7 +178,7 @@ fn table<R: Number>(out: &mut impl Write, rows: &Rows<'_, R>) -> io::Result<()> 
         };
         // `Debug` of a float is the shortest form too, with an exponent where `Display` would
         // print dozens of zeros.
-        write!(out, "{i:>8} {target:>8} {loss:>w$?}")?;
+        write!(out, "{i:>8} {class:>8} {loss:>w$?}")?;
         if let Some(z_loss) = z_loss {
             write!(out, " {z_loss:>w$?}")?;
         }

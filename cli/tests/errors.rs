@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Dtype, Files, bytes, failure, score, xent};
+use common::{Dtype, Files, Tensor, bytes, failure, score, xent};
 use std::path::Path;
 use xent::Backend;
 
@@ -16,6 +16,11 @@ fn bad_usage(args: &[&str]) -> String {
     let files = Files::new();
     let file = files.dump(&[0.0; 4], 2, &[0, 1]);
     failure(&score(&file, args), 2)
+}
+
+fn zeros<'a>(name: &'a str, dtype: Dtype, shape: &[usize]) -> Tensor<'a> {
+    let data = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
+    (name, dtype, shape.to_vec(), data)
 }
 
 #[test]
@@ -34,6 +39,58 @@ fn targets_out_of_range() {
     let file = files.dump(&[], 0, &[0]);
     let message = bad_file(&file, &[]);
     assert!(message.contains("target 0 is out of range for a vocabulary of 0"), "{message}");
+
+    // Padding has no classes.
+    let file = files.dump(&[0.0; 6], 3, &[1, 2]);
+    let message = bad_file(&file, &["--vocab", "2"]);
+    assert!(
+        message.contains("row 1: target 2 is out of range for a vocabulary of 2;"),
+        "{message}"
+    );
+    assert!(score(&file, ["--vocab", "2", "--ignore-index", "2"]).status.success());
+
+    let sequences = [
+        ("logits", Dtype::F16, vec![2, 3, 4], vec![0; 48]),
+        ("targets", Dtype::I32, vec![2, 3], bytes(&[0i32, 1, 2, 3, 0, 4])),
+    ];
+    let file = files.tensors("sequences", &sequences);
+    assert_eq!(
+        bad_file(&file, &[]),
+        ": tensor `targets` at [1, 2]: row 5: target 4 is out of range for a vocabulary of 4; \
+         the ignore index is -100"
+    );
+    let message = bad_file(&file, &["--vocab", "3"]);
+    assert!(message.starts_with(": tensor `targets` at [1, 0]: row 3: target 3 is"), "{message}");
+    let message = bad_file(&file, &["--shift"]);
+    assert!(message.starts_with(": tensor `targets` at [1, 2]: row 4: target 4 is"), "{message}");
+    // What begins a sequence is nobody's target.
+    let message = bad_file(&file, &["--shift", "--vocab", "3"]);
+    assert!(message.starts_with(": tensor `targets` at [1, 2]: row 4: target 4 is"), "{message}");
+    let file = files.dump(&[0.0; 6], 2, &[2, 1, 2]);
+    let message = bad_file(&file, &["--shift", "2", "--json"]);
+    assert!(message.starts_with(": tensor `targets` at [2]: row 0: target 2 is"), "{message}");
+}
+
+#[test]
+fn shifts_of_whole_sequences() {
+    let files = Files::new();
+    for (shape, by, expected) in [
+        (&[5, 3][..], 5, "6 or more rows for --shift 5"),
+        (&[5, 3], usize::MAX, &format!("{0} or more rows for --shift {0}", usize::MAX)),
+        (&[1, 3], 1, "2 or more rows for --shift 1"),
+        (&[5, 2, 3], 2, "sequences of 3 or more rows for --shift 2"),
+        (&[2, 1, 3], 1, "sequences of 2 or more rows for --shift 1"),
+        (&[1, 5, 3], 6, "sequences of 7 or more rows for --shift 6"),
+    ] {
+        let targets = zeros("targets", Dtype::U32, &shape[..shape.len() - 1]);
+        let file = files.tensors("short", &[zeros("x", Dtype::F64, shape), targets]);
+        let args = ["--logits", "x", "--shift", &by.to_string()];
+        let message = bad_file(&file, &args);
+        assert_eq!(message, format!(": tensor `x` is F64 {shape:?}, expected {expected}"));
+        let sequence = shape[shape.len() - 2] - 1;
+        let fits = ["--logits", "x", "--shift", &sequence.to_string()];
+        assert!(score(&file, fits).status.success(), "{shape:?}");
+    }
 }
 
 #[test]
@@ -66,25 +123,20 @@ fn missing_tensors() {
 fn wrong_types_and_shapes() {
     let files = Files::new();
     let file = |logits: (Dtype, Vec<usize>), targets: (Dtype, Vec<usize>)| {
-        let tensor = |name, (dtype, shape): (Dtype, Vec<usize>)| {
-            let data = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
-            (name, dtype, shape, data)
-        };
-        files.tensors("wrong", &[tensor("logits", logits), tensor("targets", targets)])
+        let logits = zeros("logits", logits.0, &logits.1);
+        files.tensors("wrong", &[logits, zeros("targets", targets.0, &targets.1)])
     };
     let ids = || (Dtype::I64, vec![2]);
     for (dtype, shape, found) in [
         (Dtype::I8, vec![2, 3], "I8 [2, 3]"),
-        (Dtype::F64, vec![2, 3, 4], "F64 [2, 3, 4]"),
+        (Dtype::F64, vec![1, 2, 3, 4], "F64 [1, 2, 3, 4]"),
+        (Dtype::I32, vec![1, 2, 3], "I32 [1, 2, 3]"),
         (Dtype::F32, vec![6], "F32 [6]"),
         (Dtype::F32, vec![], "F32 []"),
-        (Dtype::F32, vec![1, 2, 3], "F32 [1, 2, 3]"),
     ] {
         let message = bad_file(&file((dtype, shape), ids()), &[]);
-        assert_eq!(
-            message,
-            format!(": tensor `logits` is {found}, expected F32, F64, BF16 or F16 [rows, vocab]")
-        );
+        let expected = "F32, F64, BF16 or F16 [rows, vocab] or [batch, time, vocab]";
+        assert_eq!(message, format!(": tensor `logits` is {found}, expected {expected}"));
     }
     for (dtype, shape, found) in [
         (Dtype::U8, vec![2], "U8 [2]"),
@@ -98,19 +150,38 @@ fn wrong_types_and_shapes() {
         let expected = "I64, I32 or U32 [2] to go with `logits` F32 [2, 3]";
         assert_eq!(message, format!(": tensor `targets` is {found}, expected {expected}"));
     }
+    for shape in [&[6][..], &[2], &[3], &[3, 2], &[2, 3, 1], &[1, 6], &[2, 3, 4], &[]] {
+        let logits = (Dtype::BF16, vec![2, 3, 4]);
+        let message = bad_file(&file(logits, (Dtype::I32, shape.to_vec())), &["--vocab=4"]);
+        let expected = "I64, I32 or U32 [2, 3] to go with `logits` BF16 [2, 3, 4] and --vocab 4";
+        assert_eq!(message, format!(": tensor `targets` is I32 {shape:?}, expected {expected}"));
+    }
+}
+
+#[test]
+fn fewer_classes_than_the_vocabulary_has() {
+    let files = Files::new();
+    for (shape, vocab) in
+        [(&[2, 3][..], 4), (&[2, 1, 3], 4), (&[2, 3], usize::MAX), (&[2, 0], 1), (&[0, 2, 3], 5)]
+    {
+        let targets = zeros("targets", Dtype::I64, &shape[..shape.len() - 1]);
+        let file = files.tensors("few", &[zeros("x", Dtype::F32, shape), targets]);
+        assert_eq!(
+            bad_file(&file, &["--logits", "x", "--vocab", &vocab.to_string()]),
+            format!(
+                ": tensor `x` is F32 {shape:?}, expected {vocab} or more classes for --vocab {vocab}"
+            )
+        );
+    }
 }
 
 #[test]
 fn tensors_of_options() {
     let files = Files::new();
-    let tensor = |name, dtype: Dtype, shape: &[usize]| {
-        let data = vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8];
-        (name, dtype, shape.to_vec(), data)
-    };
     let with = |dtype, shape: &[usize]| {
-        let other = tensor("x", dtype, shape);
-        let logits = tensor("logits", Dtype::F32, &[2, 3]);
-        files.tensors("options", &[logits, tensor("targets", Dtype::I64, &[2]), other])
+        let other = zeros("x", dtype, shape);
+        let logits = zeros("logits", Dtype::F32, &[2, 3]);
+        files.tensors("options", &[logits, zeros("targets", Dtype::I64, &[2]), other])
     };
     let out = files.path("grad");
     let grad = ["--grad", out.to_str().unwrap()];
@@ -152,6 +223,36 @@ fn tensors_of_options() {
     let message = bad_file(&with(Dtype::F32, &[3]), &["--target-probs", "y"]);
     assert!(!message.contains("try"), "{message}");
     assert_eq!(files.names(), ["options"]);
+}
+
+#[test]
+fn tensors_of_sequences_and_of_padded_rows() {
+    let files = Files::new();
+    let out = files.path("grad");
+    let grad = ["--grad", out.to_str().unwrap()];
+    let with = |name, shape: &[usize]| {
+        let logits = zeros("logits", Dtype::F32, &[2, 3, 8]);
+        let targets = zeros("targets", Dtype::I64, &[2, 3]);
+        files.tensors("options", &[logits, targets, zeros(name, Dtype::F32, shape)])
+    };
+    for (flag, fits, good, bad) in [
+        ("--weight", "F32 [5]", &[5][..], [&[8][..], &[2, 3], &[1, 5]]),
+        ("--target-probs", "F32 [2, 3, 5]", &[2, 3, 5], [&[2, 3, 8], &[6, 5], &[2, 3]]),
+        ("--upstream", "F32 or F64 [2, 3] or []", &[2, 3], [&[6], &[2], &[3, 2]]),
+    ] {
+        let args = |name| [&["--vocab=5", flag, name], &grad[..]].concat();
+        for shape in bad {
+            let expected = format!("{fits} to go with `logits` F32 [2, 3, 8] and --vocab 5");
+            assert_eq!(
+                bad_file(&with("x", shape), &args("x")),
+                format!(": tensor `x` is F32 {shape:?}, expected {expected}")
+            );
+        }
+        let file = with("x", good);
+        assert!(bad_file(&file, &args("y")).ends_with(&format!("; try `{flag} x`")), "{flag}");
+        assert!(score(&file, args("x")).status.success(), "{flag}");
+        std::fs::remove_file(&out).unwrap();
+    }
 }
 
 #[test]
@@ -301,6 +402,8 @@ fn hostile_files() {
         &logits("[4294967296,4294967296]", "[0,16]"),
         &logits("[4611686018427387904,4]", "[0,16]"),
         &logits("[9223372036854775808,2]", "[0,16]"),
+        &logits("[4294967296,4294967296,0]", "[0,0]").replace("16,32", "0,16"),
+        &logits("[2,2,4611686018427387904]", "[0,16]"),
         &logits("[-2,-2]", "[0,16]"),
         &logits("[2.0,2]", "[0,16]"),
         &logits("\"2\"", "[0,16]"),
@@ -338,6 +441,28 @@ fn more_rows_than_there_is_memory_need_as_many_targets() {
 }
 
 #[test]
+fn more_classes_than_there_is_memory_have_no_rows() {
+    let files = Files::new();
+    let out = files.path("grad");
+    let grad = ["--grad", out.to_str().unwrap()];
+    for (logits, targets) in [
+        ("[0,18446744073709551615]", "[0]"),
+        ("[0,4294967296,4294967296]", "[0,4294967296]"),
+        ("[4294967296,0,4294967296]", "[4294967296,0]"),
+    ] {
+        let header = format!(
+            r#"{{"logits":{{"dtype":"F64","shape":{logits},"data_offsets":[0,0]}},
+            "targets":{{"dtype":"I64","shape":{targets},"data_offsets":[0,0]}}}}"#
+        );
+        let file = files.raw(&header, &[]);
+        for args in [&["--json"][..], &["--per-token", "--vocab", "4294967296"], &grad] {
+            let output = score(&file, args);
+            assert!(output.status.success(), "{logits} {args:?}: {output:?}");
+        }
+    }
+}
+
+#[test]
 fn names_cannot_garble_the_terminal() {
     let files = Files::new();
     let file = files.tensors("x", &[("a\u{1b}[2J\nxent: b", Dtype::F32, vec![0, 2], vec![])]);
@@ -363,6 +488,17 @@ fn command_lines() {
     shown(&["--threads", "two"], "invalid value 'two' for '--threads <N>'");
     shown(&["--ignore-index", "1.5"], "invalid value '1.5' for '--ignore-index <I>'");
     shown(&["--ignore-index", "9223372036854775808"], "number too large");
+    shown(&["--vocab", "0"], "invalid value '0' for '--vocab <N>': a row has at least 1 class");
+    shown(&["--vocab", "-1"], "invalid value '-1' for '--vocab <N>'");
+    shown(&["--vocab", "2.0"], "invalid value '2.0' for '--vocab <N>'");
+    shown(&["--vocab", "18446744073709551616"], "number too large");
+    shown(&["--shift", "-1"], "invalid value '-1' for '--shift [<K>]'");
+    shown(&["--shift", "1.5"], "invalid digit found in string");
+    shown(&["--shift", "18446744073709551616"], "number too large");
+    shown(
+        &["--shift", "--target-probs", "q"],
+        "'--shift [<K>]' cannot be used with '--target-probs <NAME>'",
+    );
     shown(&["--label-smoothing", "much"], "invalid value 'much' for '--label-smoothing <E>'");
     shown(&["--z-loss", ""], "invalid value '' for '--z-loss <F>'");
     shown(&["--upstream", "up"], "required arguments were not provided: --grad <OUT.safetensors>");
@@ -374,6 +510,9 @@ fn command_lines() {
     let available = format!("unknown backend `neon2`; available: {}", names.join(", "));
     shown(&["--backend", "neon2"], &available);
 
+    let message = failure(&xent().args(["score", "--shift", "dump.st"]).output().unwrap(), 2);
+    assert!(message.contains("invalid value 'dump.st' for '--shift [<K>]'"), "{message}");
+    assert!(message.contains("before a file name write --shift=1"), "{message}");
     let message = failure(&xent().arg("score").output().unwrap(), 2);
     assert!(message.contains("arguments were not provided: <FILE.safetensors>"), "{message}");
     let message = failure(&xent().arg("scores").output().unwrap(), 2);

@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::{Dtype, Files, Tensor, bytes, json, noise, score, text};
-use safetensors::SafeTensors;
+use common::{Dtype, Files, Tensor, bytes, json, noise, read_grad, results, score, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -55,32 +54,6 @@ impl Sample {
     fn ids(&self) -> Targets<'_> {
         (&self.targets).into()
     }
-}
-
-/// The one tensor of a file.
-struct Grad {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: Vec<u8>,
-}
-
-fn read_grad(path: &Path) -> Grad {
-    let file = fs::read(path).unwrap();
-    let tensors = SafeTensors::deserialize(&file).unwrap();
-    assert_eq!(tensors.names(), ["grad"]);
-    let view = tensors.tensor("grad").unwrap();
-    let header = u64::from_le_bytes(*file.first_chunk().unwrap()) as usize;
-    assert_eq!((8 + header) % 64, 0, "elements are aligned");
-    let data = view.data().to_vec();
-    Grad { dtype: view.dtype(), shape: view.shape().to_vec(), data }
-}
-
-/// All that does not depend on the clock.
-fn results(mut report: Value) -> Value {
-    for key in ["seconds", "gb_per_s"] {
-        assert!(report.as_object_mut().unwrap().remove(key).is_some(), "{key}");
-    }
-    report
 }
 
 fn number(report: &Value, key: &str) -> f64 {

@@ -79,6 +79,11 @@ fn help_and_version() {
     let help = text(&output.stdout);
     for part in [
         "--ignore-index",
+        "[batch, time, vocab]",
+        "--vocab <N>",
+        "--shift [<K>]",
+        "row i predicts token i + K",
+        "0 where --vocab leaves padding",
         "mean-over:N",
         "XENT_BACKEND",
         "Options of the loss:",

@@ -1,6 +1,7 @@
 //! Cross-entropy of a group of rows: one pass each, then a few scalar steps.
 
 use super::sum::{self, RowSum};
+use crate::Element;
 use crate::logits::Logits;
 use crate::rows::RowSlices;
 use crate::simd::{Lane, Simd};
@@ -40,10 +41,11 @@ impl Row {
 }
 
 /// A group of rows and where their results go.
-pub(crate) struct Job<'a, T = f32> {
+pub(crate) struct Job<'a, T: Element = f32> {
     pub(crate) logits: Logits<'a, T>,
     pub(crate) targets: TargetRows<'a>,
-    pub(crate) out: RowSlices<'a, f32>,
+    pub(crate) out: RowSlices<'a, T::Real>,
+    pub(crate) argmax: bool,
 }
 
 /// One row, target in range. `ARGMAX` costs one more maximum per vector and a look at one block.
@@ -82,7 +84,10 @@ pub(crate) fn row_loss<S: Simd>(s: S, logits: &[f32], target: usize) -> f64 {
 }
 
 #[inline(always)]
-pub(crate) fn run<S: Simd, T: Lane, const ARGMAX: bool>(s: S, job: &mut Job<'_, T>) {
+pub(crate) fn run<S: Simd, T: Lane + Element<Real = f32>, const ARGMAX: bool>(
+    s: S,
+    job: &mut Job<'_, T>,
+) {
     let out = &mut job.out;
     for i in 0..job.logits.rows() {
         let Some(target) = job.targets.get(i) else {

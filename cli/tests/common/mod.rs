@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every test file uses everything")]
 
 pub(crate) use safetensors::Dtype;
+use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -104,6 +105,33 @@ impl Files {
         file.extend_from_slice(data);
         self.write("raw.safetensors", &file)
     }
+}
+
+/// The one tensor of a file.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Grad {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Vec<u8>,
+}
+
+pub(crate) fn read_grad(path: &Path) -> Grad {
+    let file = std::fs::read(path).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    assert_eq!(tensors.names(), ["grad"]);
+    let view = tensors.tensor("grad").unwrap();
+    let header = u64::from_le_bytes(*file.first_chunk().unwrap()) as usize;
+    assert_eq!((8 + header) % 64, 0, "elements are aligned");
+    let data = view.data().to_vec();
+    Grad { dtype: view.dtype(), shape: view.shape().to_vec(), data }
+}
+
+/// All that does not depend on the clock.
+pub(crate) fn results(mut report: Value) -> Value {
+    for key in ["seconds", "gb_per_s"] {
+        assert!(report.as_object_mut().unwrap().remove(key).is_some(), "{key}");
+    }
+    report
 }
 
 /// Numbers between -8 and 8 that look random (a linear congruential generator).
