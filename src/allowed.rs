@@ -48,7 +48,7 @@ impl<'a> AllowedTokens<'a> {
     /// let all = AllowedTokens::new(&[0b011]).stride(0);
     /// let mut lse = [0.0; 2];
     /// Softmax::new().allowed_tokens(all).logsumexp(logits, &mut lse)?;
-    /// assert_eq!(lse, [0.6931472, 1.3132617]);
+    /// assert_eq!(lse, [0.6931472, 1.3132616]);
     /// # Ok::<(), xent::Error>(())
     /// ```
     pub const fn stride(mut self, stride: usize) -> Self {

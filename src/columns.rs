@@ -17,8 +17,8 @@ use std::ops::Range;
 /// Bytes of a panel, per thread: what the second-level caches of most machines hold.
 const PANEL: usize = 1 << 20;
 
-/// Rows of a panel at least: as many as lanes, whatever the vocabulary. Each cache line of a class is then
-/// read once.
+/// Rows of a panel at least, per thread and whatever the vocabulary: two tiles. Each cache line of a class is
+/// then read once.
 const LEAST: usize = 32;
 
 /// Rows or classes of a tile: one is not worth a task of its own.

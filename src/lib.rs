@@ -22,6 +22,11 @@ mod softmax;
 mod stats;
 mod targets;
 
+/// Its examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/layouts.md")]
+struct Layouts;
+
 pub use allowed::AllowedTokens;
 pub use backend::Backend;
 pub use cross_entropy::{CrossEntropy, EmptyMean, Reduction, RowOutputs};
