@@ -11,7 +11,7 @@ mod golden_data;
 use golden_data::{Case, Index, Tensors};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
-use xent::reference::ulp_error;
+use xent::reference::{self, ulp_error};
 use xent::{Backend, CrossEntropy, Element, Gradient, Logits, LogitsMut, Reduction, RowOutputs};
 use xent::{Softmax, Targets, Upstream, bf16, f16};
 
@@ -207,6 +207,58 @@ fn cross_entropy_case<T: Half>(backend: Backend, case: &Case, file: &Tensors, wo
     );
 }
 
+/// The divergence from a teacher: cross-entropy with its probabilities as targets, less their entropy.
+fn kl_case<T: Half>(backend: Backend, case: &Case, file: &Tensors, worst: &mut Worst) {
+    let (rows, classes) = (case.rows, case.classes);
+    let logits = T::load(file, case, "logits");
+    let teacher: Vec<f64> =
+        T::load(file, case, "teacher_logits").into_iter().map(T::widen).collect();
+    let none = case.options.reduction == "none";
+    // One for each divergence of a class: the derivative is that of the sum with u t for t.
+    let upstream = if none { wide(T::load(file, case, "upstream")) } else { Vec::new() };
+    let (mut targets, mut entropy) = (Vec::new(), 0.0);
+    for (i, x) in teacher.chunks(classes).enumerate() {
+        let lse = reference::logsumexp_f64(x).hi;
+        for (j, &x) in x.iter().enumerate() {
+            let v = (x - lse).exp() * upstream.get(i * classes + j).map_or(1.0, |&u| f64::from(u));
+            entropy -= if v == 0.0 { 0.0 } else { v * (x - lse) };
+            targets.push(v as f32);
+        }
+    }
+    let divisor = match &case.options.reduction[..] {
+        "batchmean" => rows as f64,
+        "mean" => (rows * classes) as f64,
+        _ => 1.0,
+    };
+    let ce = CrossEntropy::new().backend(backend).reduction(Reduction::MeanOver(divisor));
+    let view = Logits::new(&logits, rows, classes).unwrap();
+    let mut g = vec![T::default(); rows * classes];
+    let gradient = Gradient::new(LogitsMut::new(&mut g, rows, classes).unwrap());
+    let loss = ce
+        .forward_backward(view, Targets::probs(&targets), gradient, RowOutputs::new())
+        .unwrap()
+        .loss();
+
+    let exact = file.f64s(case, "loss_f64");
+    let exact = match none {
+        true => exact.iter().zip(&upstream).map(|(&loss, &u)| loss * f64::from(u)).sum(),
+        false => exact[0],
+    };
+    let (got, size) = (loss - entropy / divisor, loss.abs() + entropy.abs() / divisor);
+    let error = (got - exact).abs() / (size * 2f64.powi(-23));
+    assert!(error <= 1.5, "kl of {}: {got:e} instead of {exact:e}", case.name);
+    worst.see::<T>("kl", error, 0.0);
+
+    let (exact, torch) = (file.f64s(case, "grad_f64"), T::load(file, case, "grad"));
+    for (j, (&got, &torch)) in g.iter().zip(&torch).enumerate() {
+        let row = j / classes * classes..(j / classes + 1) * classes;
+        // The terms are within the gradient and its target, which is rounded too.
+        let v = targets[row].iter().fold(0.0, |max: f32, v| max.max(v.abs()));
+        let size = f64::from(v) / divisor + exact[j].abs();
+        worst.rounded("kl gradient", case, (got, torch), exact[j], size);
+    }
+}
+
 fn softmax_case<T: Half>(backend: Backend, case: &Case, file: &Tensors, worst: &mut Worst) {
     let (rows, classes) = (case.rows, case.classes);
     let logits = T::load(file, case, "logits");
@@ -236,11 +288,11 @@ fn softmax_case<T: Half>(backend: Backend, case: &Case, file: &Tensors, worst: &
 #[test]
 fn every_case_of_half_formats_on_every_backend() {
     let index = Index::load();
-    let ops = ["cross_entropy", "softmax", "log_softmax", "logsumexp"];
+    let ops = ["cross_entropy", "kl_div_from_logits", "softmax", "log_softmax", "logsumexp"];
     let cases: Vec<&Case> = (index.cases.iter())
         .filter(|case| ["bf16", "f16"].contains(&&case.dtype[..]) && ops.contains(&&case.op[..]))
         .collect();
-    assert_eq!(cases.len(), 401);
+    assert_eq!(cases.len(), 417);
     let mut files: BTreeMap<&str, Tensors> = BTreeMap::new();
     for case in &cases {
         files.entry(&case.file).or_insert_with(|| index.open(&case.file));
@@ -254,6 +306,8 @@ fn every_case_of_half_formats_on_every_backend() {
                     cross_entropy_case::<bf16>(backend, case, file, &mut worst)
                 }
                 ("cross_entropy", _) => cross_entropy_case::<f16>(backend, case, file, &mut worst),
+                ("kl_div_from_logits", "bf16") => kl_case::<bf16>(backend, case, file, &mut worst),
+                ("kl_div_from_logits", _) => kl_case::<f16>(backend, case, file, &mut worst),
                 (_, "bf16") => softmax_case::<bf16>(backend, case, file, &mut worst),
                 (_, _) => softmax_case::<f16>(backend, case, file, &mut worst),
             }
