@@ -11,7 +11,7 @@
 //! also a pass that multiplies every element by a number, in place. For a single short row ("call") the
 //! limit is the kernel itself, called without the public API.
 //!
-//! `bf16` and `f16` have the limits of as many bytes. "convert, forward" is what they are compared with: the
+//! `bf16`, `f16` and `f64` have the limits of as many bytes. "convert, forward" is what they are compared with: the
 //! matrix is converted to `f32` first, with all threads, and the loss is that of the `f32` matrix.
 //!
 //! "padded", "classes first" and "images" (32 of 21 classes) take the same memory for another layout, and
@@ -63,9 +63,12 @@ fn main() {
     let cached = Batch::new(16, 50_257);
     let large = Batch::new(1024, 50_257);
     let short = Batch::new(1, 1000);
-    let halves = (rounded::<bf16>(&one_row), rounded::<f16>(&one_row));
-    let large_halves = (rounded::<bf16>(&large), rounded::<f16>(&large));
+    let halves = (rounded::<bf16>(&one_row, 1), rounded::<f16>(&one_row, 1));
+    let large_halves = (rounded::<bf16>(&large, 1024), rounded::<f16>(&large, 1024));
     let half_scratch = (Mutex::new(large_halves.0.clone()), Mutex::new(large_halves.1.clone()));
+    // As many bytes as the batch has.
+    let double = rounded::<f64>(&large, 512);
+    let double_scratch = Mutex::new(double.clone());
     // One gradient for all: no more than one of its users runs at a time.
     let scratch = Mutex::new(large.logits.clone());
     let mask = layouts::mask(&large);
@@ -85,13 +88,15 @@ fn main() {
         groups.push(against_copying(&large, pool, &fast, &scratch));
         groups.push(against_rewriting(&large, pool, &fast, &scratch));
     }
-    groups.push(half_against_reading(&one_row, &halves.0, &pools[0], &fast, &scratch));
-    groups.push(half_against_reading(&one_row, &halves.1, &pools[0], &fast, &scratch));
+    groups.push(typed_against_reading(&one_row, &halves.0, &pools[0], &fast, &scratch));
+    groups.push(typed_against_reading(&one_row, &halves.1, &pools[0], &fast, &scratch));
     for pool in &pools {
-        groups.push(half_against_reading(&large, &large_halves.0, pool, &fast, &scratch));
-        groups.push(half_against_reading(&large, &large_halves.1, pool, &fast, &scratch));
-        groups.push(half_against_copying(&large, pool, &fast, &scratch, &half_scratch.0));
-        groups.push(half_against_copying(&large, pool, &fast, &scratch, &half_scratch.1));
+        groups.push(typed_against_reading(&large, &large_halves.0, pool, &fast, &scratch));
+        groups.push(typed_against_reading(&large, &large_halves.1, pool, &fast, &scratch));
+        groups.push(typed_against_copying(&large, pool, &fast, &scratch, &half_scratch.0));
+        groups.push(typed_against_copying(&large, pool, &fast, &scratch, &half_scratch.1));
+        groups.push(typed_against_reading(&large, &double, pool, &fast, &scratch));
+        groups.push(typed_against_copying(&large, pool, &fast, &scratch, &double_scratch));
     }
     for pool in &pools {
         groups.push(layouts::against_reading(&large, pool, &fast, &mask));
@@ -202,6 +207,7 @@ impl<'a> Variant<'a> {
 /// Variants with the same input, the same threads and the same limit.
 struct Group<'a> {
     batch: &'a Batch,
+    rows: usize,
     dtype: &'static str,
     /// Where it runs; on the calling thread, outside of any pool, if there is none.
     pool: Option<&'a ThreadPool>,
@@ -215,7 +221,7 @@ impl Group<'_> {
     }
 
     fn select(&mut self, filter: &str) {
-        let (rows, vocab) = (self.batch.rows, self.batch.vocab);
+        let (rows, vocab) = (self.rows, self.batch.vocab);
         let shape = format!("{rows}x{vocab} t{} {}", self.threads(), self.dtype);
         self.variants.retain(|v| format!("{} {} {shape}", v.op, v.backend).contains(filter));
     }
@@ -257,7 +263,7 @@ impl Group<'_> {
                 op: variant.op,
                 backend: variant.backend,
                 dtype: self.dtype,
-                rows: self.batch.rows,
+                rows: self.rows,
                 vocab: self.batch.vocab,
                 threads: self.threads(),
                 seconds,
@@ -316,7 +322,7 @@ fn against_reading<'a>(batch: &'a Batch, pool: &'a ThreadPool, backends: &[Backe
         }));
     }
     let limit = Timed::new(read_all(fastest_backend()));
-    Group { batch, dtype: "f32", pool: Some(pool), limit, variants }
+    Group { batch, rows: batch.rows, dtype: "f32", pool: Some(pool), limit, variants }
 }
 
 /// The largest value, found by `threads` threads of the current pool, each in a range of its own.
@@ -372,7 +378,7 @@ fn against_copying<'a>(
             variants.push(in_place(op, batch, backend, loss.backend(backend), scratch));
         }
     }
-    Group { batch, dtype: "f32", pool: Some(pool), limit, variants }
+    Group { batch, rows: batch.rows, dtype: "f32", pool: Some(pool), limit, variants }
 }
 
 /// The gradient in place against the least that anything in place can do.
@@ -388,7 +394,14 @@ fn against_rewriting<'a>(
         let loss = CrossEntropy::new().backend(backend);
         in_place("in place, own", batch, backend, loss, scratch)
     });
-    Group { batch, dtype: "f32", pool: Some(pool), limit, variants: variants.collect() }
+    Group {
+        batch,
+        rows: batch.rows,
+        dtype: "f32",
+        pool: Some(pool),
+        limit,
+        variants: variants.collect(),
+    }
 }
 
 /// Loss and gradient over whatever is in `scratch`: logits the first time, then gradients, which take as
@@ -434,103 +447,123 @@ fn rewrite(backend: Backend, values: &mut [f32], threads: usize) {
     rayon::join(|| rewrite(backend, a, half), || rewrite(backend, b, threads - half));
 }
 
-/// A type of logits that is converted to `f32`.
-trait Half: Element<Real = f32> {
+/// Another type of logits than `f32`.
+trait Typed: Element {
     const NAME: &'static str;
     fn round(x: f32) -> Self;
-    fn widen(backend: Backend, from: &[Self], to: &mut [f32]) -> Result<(), Error>;
+
+    /// The conversion to `f32`, of types that losses could be computed of by that.
+    fn widen(backend: Backend, from: &[Self], to: &mut [f32]) -> Option<Result<(), Error>>;
 }
 
-impl Half for bf16 {
+impl Typed for bf16 {
     const NAME: &'static str = "bf16";
     fn round(x: f32) -> Self {
         bf16::from_f32(x)
     }
-    fn widen(backend: Backend, from: &[Self], to: &mut [f32]) -> Result<(), Error> {
-        internals::widen_bf16(backend, from, to)
+    fn widen(backend: Backend, from: &[Self], to: &mut [f32]) -> Option<Result<(), Error>> {
+        Some(internals::widen_bf16(backend, from, to))
     }
 }
 
-impl Half for f16 {
+impl Typed for f16 {
     const NAME: &'static str = "f16";
     fn round(x: f32) -> Self {
         f16::from_f32(x)
     }
-    fn widen(backend: Backend, from: &[Self], to: &mut [f32]) -> Result<(), Error> {
-        internals::widen_f16(backend, from, to)
+    fn widen(backend: Backend, from: &[Self], to: &mut [f32]) -> Option<Result<(), Error>> {
+        Some(internals::widen_f16(backend, from, to))
     }
 }
 
-fn rounded<T: Half>(batch: &Batch) -> Vec<T> {
-    batch.logits.iter().map(|&x| T::round(x)).collect()
+impl Typed for f64 {
+    const NAME: &'static str = "f64";
+    fn round(x: f32) -> Self {
+        x.into()
+    }
+    fn widen(_: Backend, _: &[Self], _: &mut [f32]) -> Option<Result<(), Error>> {
+        None
+    }
 }
 
-/// Losses of the rounded batch against reading as many bytes.
-fn half_against_reading<'a, T: Half>(
+fn rounded<T: Typed>(batch: &Batch, rows: usize) -> Vec<T> {
+    batch.logits[..rows * batch.vocab].iter().map(|&x| T::round(x)).collect()
+}
+
+/// As many bytes as `x` has, in numbers of the batch.
+fn as_many<'a, T>(batch: &'a Batch, x: &[T]) -> &'a [f32] {
+    &batch.logits[..size_of_val(x) / size_of::<f32>()]
+}
+
+/// Losses of the first rows of the batch in another type, against reading as many bytes.
+fn typed_against_reading<'a, T: Typed>(
     batch: &'a Batch,
     x: &'a [T],
     pool: &'a ThreadPool,
     backends: &[Backend],
     scratch: &'a Mutex<Vec<f32>>,
 ) -> Group<'a> {
-    let (rows, vocab) = (batch.rows, batch.vocab);
-    let threads = pool.current_num_threads();
-    let as_many_bytes = &batch.logits[..x.len() / 2];
+    let vocab = batch.vocab;
+    let (rows, threads) = (x.len() / vocab, pool.current_num_threads());
+    let (bytes, targets) = (as_many(batch, x), &batch.targets[..rows]);
     let limit = Timed::new(move || {
-        black_box(read(fastest_backend(), black_box(as_many_bytes), threads));
+        black_box(read(fastest_backend(), black_box(bytes), threads));
     });
     let mut variants = Vec::new();
     for &backend in backends {
         let view = move || Logits::new(black_box(x), rows, vocab).expect(VALID);
         let loss = CrossEntropy::new().backend(backend);
         let (evaluate, of_wide) = (loss.clone(), loss.clone());
-        let mut losses = vec![0.0; rows];
+        let results = || vec![T::Real::default(); rows];
+        let mut losses = results();
         variants.push(Variant::new("forward", backend.name(), move || {
-            loss.forward_into(view(), &batch.targets, &mut losses).expect(VALID);
+            loss.forward_into(view(), targets, &mut losses).expect(VALID);
             black_box(&losses);
         }));
-        let (mut losses, mut argmax) = (vec![0.0; rows], vec![0; rows]);
+        let (mut losses, mut argmax) = (results(), vec![0; rows]);
         variants.push(Variant::new("forward+argmax", backend.name(), move || {
             let outputs = RowOutputs::new().losses(&mut losses).argmax(&mut argmax);
-            black_box(evaluate.evaluate(view(), &batch.targets, outputs).expect(VALID));
+            black_box(evaluate.evaluate(view(), targets, outputs).expect(VALID));
         }));
+        if T::widen(backend, &[], &mut []).is_none() {
+            continue;
+        }
         let mut losses = vec![0.0; rows];
         variants.push(Variant::new("convert, forward", backend.name(), move || {
             let wide = &mut lock(scratch)[..x.len()];
             let rows_of_both = wide.par_chunks_mut(vocab).zip(black_box(x).par_chunks(vocab));
-            rows_of_both.for_each(|(to, from)| T::widen(backend, from, to).expect(VALID));
+            rows_of_both.for_each(|(to, from)| _ = T::widen(backend, from, to));
             let wide = Logits::new(wide, rows, vocab).expect(VALID);
-            of_wide.forward_into(wide, &batch.targets, &mut losses).expect(VALID);
+            of_wide.forward_into(wide, targets, &mut losses).expect(VALID);
             black_box(&losses);
         }));
     }
-    Group { batch, dtype: T::NAME, pool: Some(pool), limit, variants }
+    Group { batch, rows, dtype: T::NAME, pool: Some(pool), limit, variants }
 }
 
-/// The gradient in place of the rounded batch against a copy of as many bytes.
-fn half_against_copying<'a, T: Half>(
+/// The gradient in place of rows of another type, against a copy of as many bytes.
+fn typed_against_copying<'a, T: Typed>(
     batch: &'a Batch,
     pool: &'a ThreadPool,
     backends: &[Backend],
     scratch: &'a Mutex<Vec<f32>>,
-    half_scratch: &'a Mutex<Vec<T>>,
+    typed_scratch: &'a Mutex<Vec<T>>,
 ) -> Group<'a> {
     let threads = pool.current_num_threads();
-    let half = batch.logits.len() / 2;
-    let limit = Timed::new(move || {
-        copy(&batch.logits[..half], &mut lock(scratch)[..half], threads);
-    });
+    let rows = lock(typed_scratch).len() / batch.vocab;
+    let (bytes, targets) = (as_many(batch, &lock(typed_scratch)), &batch.targets[..rows]);
+    let limit = Timed::new(move || copy(bytes, &mut lock(scratch)[..bytes.len()], threads));
     let variants = backends.iter().map(|&backend| {
         let loss = CrossEntropy::new().backend(backend);
         Variant::new("in place", backend.name(), move || {
-            let mut x = lock(half_scratch);
-            let x = LogitsMut::new(&mut x, batch.rows, batch.vocab).expect(VALID);
-            let outputs = RowOutputs::new();
-            let all = loss.forward_backward_in_place(x, &batch.targets, 1.0, outputs);
+            let mut x = lock(typed_scratch);
+            let x = LogitsMut::new(&mut x, rows, batch.vocab).expect(VALID);
+            let all = loss.forward_backward_in_place(x, targets, 1.0, RowOutputs::new());
             black_box(all.expect(VALID));
         })
     });
-    Group { batch, dtype: T::NAME, pool: Some(pool), limit, variants: variants.collect() }
+    let variants = variants.collect();
+    Group { batch, rows, dtype: T::NAME, pool: Some(pool), limit, variants }
 }
 
 /// The public API on a row so short that overhead shows, against the kernel without it.
@@ -551,7 +584,7 @@ fn against_kernel(batch: &Batch, backend: Backend) -> Group<'_> {
             black_box(all.expect(VALID));
         }),
     ];
-    Group { batch, dtype: "f32", pool: None, limit, variants }
+    Group { batch, rows: batch.rows, dtype: "f32", pool: None, limit, variants }
 }
 
 fn forward<'a>(op: &'static str, batch: &'a Batch, backend: Backend) -> Variant<'a> {
@@ -639,7 +672,11 @@ fn print_table(lines: &[Line]) {
     );
     for line in lines {
         let shape = format!("{} x {}", line.rows, line.vocab);
-        let element = if line.dtype == "f32" { 4 } else { 2 };
+        let element = match line.dtype {
+            "f64" => 8,
+            "f32" => 4,
+            _ => 2,
+        };
         let writes = line.op.contains("backward") || line.op.contains("in place");
         let bytes = (line.rows * line.vocab * element * (1 + usize::from(writes))) as f64;
         println!(

@@ -103,7 +103,7 @@ pub(crate) fn against_reading<'a>(
             black_box(&losses);
         }));
     }
-    Group { batch, dtype: "f32", pool: Some(pool), limit, variants }
+    Group { batch, rows: batch.rows, dtype: "f32", pool: Some(pool), limit, variants }
 }
 
 /// The gradient in place, against a copy of as much memory.
@@ -132,5 +132,5 @@ pub(crate) fn against_copying<'a>(
             }));
         }
     }
-    Group { batch, dtype: "f32", pool: Some(pool), limit, variants }
+    Group { batch, rows: batch.rows, dtype: "f32", pool: Some(pool), limit, variants }
 }

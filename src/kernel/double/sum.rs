@@ -4,6 +4,7 @@
 //! its own; what was summed relative to one is a part of the row, and parts are merged in order.
 
 use super::exp::{self, Parts64, Scale64};
+use crate::kernel::sum::PREFETCH;
 use crate::kernel::transform::Transform;
 use crate::math::double_double::{Dd, LN_2};
 use crate::math::exp2_int;
@@ -171,6 +172,8 @@ fn sum_block<S: Simd>(
     let mut bits = s.dsplat(0.0);
     for piece in vectors.pieces(block) {
         for lanes in piece {
+            // A vector is a cache line.
+            s.prefetch(lanes.as_ptr().wrapping_byte_add(PREFETCH));
             let Parts64 { s: power, q, z } = scale.split(s, s.dsub(s.dload(lanes), origin));
             // `power * q` is exact, so this is the whole element in two parts.
             let term = s.dmul_add(power, q, power);
