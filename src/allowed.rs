@@ -29,7 +29,7 @@ pub struct AllowedTokens<'a> {
 
 impl<'a> AllowedTokens<'a> {
     /// `[rows, words]`, contiguous, with as many words as a vocabulary takes: `vocab / 32` rounded up. Lengths
-    /// are checked when it is used, against the logits.
+    /// are checked when it is used, against the logits: [`Error::InputLength`].
     pub const fn new(words: &'a [u32]) -> Self {
         AllowedTokens { words, stride: None }
     }
@@ -39,7 +39,8 @@ impl<'a> AllowedTokens<'a> {
         Self::new(bytemuck::cast_slice(words))
     }
 
-    /// Rows of words that start `stride` words apart; 0 for one mask of all rows.
+    /// Rows of words that start `stride` words apart; 0 for one mask of all rows. Another stride that is less
+    /// than the words of a row is an [`Error::Option`] when it is used.
     ///
     /// ```
     /// use xent::{AllowedTokens, Logits, Softmax};

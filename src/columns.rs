@@ -10,6 +10,8 @@ use crate::kernel::gradient::Store;
 use crate::kernel::train::GradientRows;
 use crate::kernel::transpose::{Outer, Transpose};
 use crate::kernel::{forward, softmax, train};
+#[cfg(feature = "rayon")]
+use crate::rows::is_worth_threads;
 use crate::rows::{Rows, for_each_group};
 use crate::{Element, Logits, LogitsMut};
 use std::ops::Range;
@@ -17,9 +19,11 @@ use std::ops::Range;
 /// Bytes of a panel, per thread: what the second-level caches of most machines hold.
 const PANEL: usize = 1 << 20;
 
-/// Rows of a panel at least, per thread and whatever the vocabulary: two tiles. Each cache line of a class is
-/// then read once.
-const LEAST: usize = 32;
+/// Rows of a panel at least, per thread, also of a large vocabulary: a tile, whose lines are then read once.
+const LEAST: usize = 16;
+
+/// Bytes of a panel at most, unless they are fewer than [`LEAST`] rows.
+const MOST: usize = 64 << 20;
 
 /// Rows or classes of a tile: one is not worth a task of its own.
 #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
@@ -305,8 +309,10 @@ pub(crate) fn run<T: Element>(
     }
     // Panels are many: their threads are not to be waited for from outside the pool, each time.
     #[cfg(feature = "rayon")]
-    rayon::join(|| panels(kernels, work, x, to), || ());
-    #[cfg(not(feature = "rayon"))]
+    if is_worth_threads(&work) {
+        rayon::join(|| panels(kernels, work, x, to), || ());
+        return;
+    }
     panels(kernels, work, x, to);
 }
 
@@ -385,6 +391,8 @@ fn panel_rows(vocab: usize, bytes: usize) -> usize {
     let threads = rayon::current_num_threads();
     #[cfg(not(feature = "rayon"))]
     let threads = 1;
-    let fit = PANEL / (vocab * bytes).min(PANEL);
-    (1 << (fit * threads).ilog2()).max(LEAST * threads.next_power_of_two())
+    let row = vocab.saturating_mul(bytes);
+    let most = (MOST / row).max(LEAST);
+    let rows = (PANEL / row).max(LEAST).saturating_mul(threads);
+    1 << rows.min(most).ilog2()
 }

@@ -96,7 +96,8 @@ pub enum EmptyMean {
 /// ```
 ///
 /// Each row is read from memory once, and by one thread; rows are spread over the caller's rayon
-/// pool. One small row is computed on the calling thread.
+/// pool. One small row is computed on the calling thread. (Where classes are not next to each other, see
+/// [`Logits::classes_first`].)
 ///
 /// # Accuracy
 /// Row losses of class ids are the correctly rounded `f32` or the next to it
@@ -113,8 +114,8 @@ pub enum EmptyMean {
 /// # Special values
 /// - -inf is a mask: probability 0, exactly. As the target's logit it makes the loss +inf.
 /// - A row with a NaN or +inf, or with nothing but -inf, has loss NaN; other rows are not affected.
-/// - Rows whose target is `ignore_index` are never read: loss 0, log-probability 0, logsumexp 0,
-///   argmax -1.
+/// - Rows whose target is `ignore_index` have loss 0, log-probability 0, logsumexp 0, argmax -1. Nothing is
+///   computed from them; they are never read, unless their classes lie apart.
 ///
 /// # Example
 /// ```
@@ -419,8 +420,10 @@ impl<'w> CrossEntropy<'w> {
     }
 
     /// Which classes may be, a bit for each class of each row. The others are as if their logits were -inf,
-    /// whatever is in memory: probability and gradient 0, and loss +inf as a target. Also of a capped logit,
-    /// with [`CrossEntropy::softcap_of_all`] too.
+    /// whatever is in memory: probability 0, gradient 0 (of the plain loss), and loss +inf as a target. Also of a
+    /// capped logit, with [`CrossEntropy::softcap_of_all`] too. As with any masked class, label smoothing or a
+    /// probability target above 0 there make the loss infinite. A row without any allowed class has loss NaN,
+    /// logsumexp -inf and argmax 0.
     ///
     /// ```
     /// use xent::{AllowedTokens, CrossEntropy, Logits};
@@ -448,9 +451,11 @@ impl<'w> CrossEntropy<'w> {
     /// Allocates 48 bytes per row, so that the sum can be taken in row order.
     ///
     /// # Errors
-    /// [`Error::TargetCount`], [`Error::TargetOutOfRange`], [`Error::Count`], [`Error::Option`],
-    /// [`Error::InputLength`] and [`Error::Precision`] for weights and probabilities,
-    /// [`Error::IgnoreIndexWithProbs`], and the errors of [`Backend::selected`] and
+    /// [`Error::TargetCount`], [`Error::TargetOutOfRange`], [`Error::Sequence`] and [`Error::Shift`] for shifted
+    /// targets, [`Error::Count`], [`Error::Option`], [`Error::InputLength`] and [`Error::Precision`] for weights
+    /// and probabilities, [`Error::InputLength`] and [`Error::Option`] for masks, [`Error::NoClasses`] and
+    /// [`Error::IgnoreIndexWithProbs`] for probabilities, [`Error::Overflow`] if there are more rows than memory
+    /// can hold results of, and the errors of [`Backend::selected`] and
     /// [`CrossEntropy::backend`].
     pub fn forward<'a, T: Element>(
         &self,
@@ -461,7 +466,8 @@ impl<'w> CrossEntropy<'w> {
         self.with_rows(call, false, |rows| Reduced::new(rows).loss(self.reduction, self.empty_mean))
     }
 
-    /// The loss of each row, unreduced, into `losses`; 0 for ignored rows. Does not allocate.
+    /// The loss of each row, unreduced, into `losses`; 0 for ignored rows. Does not allocate, except for
+    /// [`Logits::classes_first`].
     ///
     /// ```
     /// use xent::{CrossEntropy, Logits};
@@ -533,14 +539,20 @@ impl<'w> CrossEntropy<'w> {
         f: impl FnOnce(&[Row]) -> U,
     ) -> Result<U, Error> {
         // Checked before memory is asked for: the matrix may have any number of rows of no elements.
-        call.check_rows()?;
+        call.targets.check_len(call.rows(), call.vocab())?;
         // The few rows of a decoding step need no allocation.
         let mut few = [Row::IGNORED; 4];
         let mut many;
         let rows = match few.get_mut(..call.rows()) {
             Some(few) => few,
             None => {
-                many = vec![Row::IGNORED; call.rows()];
+                let rows = call.rows();
+                many = Vec::new();
+                // Rows without targets of their own, sparse ones of none, may be more than memory.
+                if many.try_reserve_exact(rows).is_err() {
+                    return Err(Error::Overflow { rows, elements: call.vocab() });
+                }
+                many.resize(rows, Row::IGNORED);
                 &mut many[..]
             }
         };
@@ -557,13 +569,17 @@ impl<'w> CrossEntropy<'w> {
             && self.is_plain()
             && !call.out.wants_training()
             && call.gradient.is_none()
-            && let Targets::Ids(ids) = call.targets
-            && let Some(logits) = call.logits
+            && let (Some(logits), Targets::Ids(_) | Targets::Shifted(_)) =
+                (call.logits, call.targets)
         {
             self.check_reduction()?;
             let kernels = Backend::kernels(self.backend)?;
             let (rows, vocab) = (logits.rows(), logits.vocab());
-            let targets = TargetRows::new(ids, None, self.ignore_index, rows, vocab)?;
+            let targets = match call.targets {
+                Targets::Shifted(ids) => TargetRows::shifted(ids, self.ignore_index, rows, vocab)?,
+                Targets::Ids(ids) => TargetRows::new(ids, self.ignore_index, rows, vocab)?,
+                _ => unreachable!("matched above"),
+            };
             call.out.check(rows)?;
             let job = forward::Job { logits, targets, out: call.out, argmax };
             columns::run(kernels, job, logits.columns(), None);
@@ -577,7 +593,6 @@ impl<'w> CrossEntropy<'w> {
         let (rows, vocab) = (call.rows(), call.vocab());
         self.check_reduction()?;
         self.check_options(rows, vocab)?;
-        call.check_rows()?;
         let kernels = Backend::kernels(self.backend)?;
         let targets = AnyTargets::<T::Real>::new(call.targets, self.ignore_index, rows, vocab)?;
         call.out.check(rows)?;
@@ -746,20 +761,6 @@ impl<'a, T: Element> Call<'a, T> {
 
     fn vocab(&self) -> usize {
         self.shape().1
-    }
-
-    /// That there is a target per row, which bounds the number of rows by memory that exists, and that
-    /// rows with probability targets have classes.
-    fn check_rows(&self) -> Result<(), Error> {
-        match self.targets {
-            Targets::Ids(ids) | Targets::Shifted { ids, .. } if ids.len() != self.rows() => {
-                Err(Error::TargetCount { rows: self.rows(), targets: ids.len() })
-            }
-            Targets::Probs(_) | Targets::Sparse(_) if self.vocab() == 0 && self.rows() > 0 => {
-                Err(Error::NoClasses { rows: self.rows() })
-            }
-            _ => Ok(()),
-        }
     }
 
     fn check_gradient(&self) -> Result<(), Error> {

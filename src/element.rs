@@ -11,9 +11,10 @@ use half::{bf16, f16};
 ///
 /// Rows of [`bf16`](crate::bf16) and [`f16`](crate::f16) are widened as they are read, exactly: their losses
 /// and statistics have the bits of those of a `f32` row with the same numbers. Gradients and softmax are of the
-/// type of the logits, rounded to nearest even once, from `f32` (at a target from `f64`); subnormal numbers
+/// type of the logits, rounded to nearest even once, from `f32` (at a target from `f64`; where a gradient is
+/// accumulated, from the sum in `f32`); subnormal numbers
 /// are kept, and in `f16` what is 65,520 or more becomes infinite. Buffers of `u16` need no conversion:
-/// `Logits::<bf16>::from_bits`.
+/// `Logits::<bf16>::from_bits`, or for other layouts the slices that `half::slice::HalfBitsSliceExt` makes of them.
 ///
 /// ```
 /// use xent::{CrossEntropy, Logits};

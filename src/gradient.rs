@@ -124,9 +124,9 @@ impl CrossEntropy<'_> {
     /// # Accuracy
     /// `tests/gradient.rs` holds every backend to these bounds; the bits are the same on all with fused
     /// multiply-add.
-    /// - Plain loss: 2 ULP; what is below `2^-125` may be 0.
-    /// - Class weights, z-loss, smoothing: 2 ULP of the larger of the two terms that are subtracted.
-    /// - Probability targets: 2.5 ULP of the larger term, 3 without fused multiply-add.
+    /// - Plain loss: 2 ULP, or 2.5 without fused multiply-add; what is below `2^-125` may be 0.
+    /// - Class weights, z-loss, smoothing and probability targets: 2.5 ULP of the larger of the two terms that
+    ///   are subtracted, or 3 without fused multiply-add.
     /// - Scale, softcap `c` and temperature round logits: 7 ULP of the larger term times
     ///   `1 + max |z| + |scale x / c|`.
     /// - Without z-loss and softcap a row sums to 0, within `3 2^-24` of the sum of its larger terms.

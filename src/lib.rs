@@ -39,7 +39,7 @@ pub use half::{bf16, f16};
 pub use logits::{Logits, LogitsMut};
 pub use softmax::Softmax;
 pub use stats::RowStats;
-pub use targets::{Ids, SparseProbs, Targets};
+pub use targets::{Ids, ShiftedIds, SparseProbs, Targets};
 
 /// The largest error, in ULP, of `e^x` rounded to one `f32`, for every `f32` whose exponential is a
 /// normal number: `tests/exp_accuracy.rs` tries them all.

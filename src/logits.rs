@@ -5,7 +5,7 @@ use crate::Error;
 use crate::columns::{Columns, ColumnsMut};
 use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
-use std::mem;
+use std::{mem, vec};
 
 /// A `[rows, vocab]` matrix of logits in memory that the caller has, checked once: `f32`, `f64`, `bf16` or
 /// `f16`, see [`Element`](crate::Element).
@@ -86,7 +86,8 @@ enum LayoutMut<'a, T> {
         first: usize,
         grid: Grid,
     },
-    List(Vec<&'a mut [T]>),
+    /// An iterator, as it can be split without moving what is left.
+    List(vec::IntoIter<&'a mut [T]>),
     ClassesFirst(ColumnsMut<'a, T>),
 }
 
@@ -146,7 +147,7 @@ impl Strided {
             } else {
                 Strided::Grid(Grid { time, batch_stride, time_stride })
             }
-        } else if time_stride == 1 || time == 1 {
+        } else if class_stride != 0 && (time_stride == 1 || time == 1) {
             Strided::Columns { batch_stride, class_stride }
         } else {
             return Err(Error::Strides { shape, strides });
@@ -269,7 +270,8 @@ impl<'a, T> Logits<'a, T> {
     /// describe tensors. The slice begins with the first element. Row `b * time + t` is that of `[b, t]`.
     ///
     /// Either the classes or the positions in time have to be next to each other (stride 1, or only one of
-    /// them). In the second case see [`Logits::classes_first`]. Rows may overlap: strides of 0 repeat them.
+    /// them). In the second case see [`Logits::classes_first`]. Rows may overlap: batch and time strides of 0
+    /// repeat them.
     ///
     /// ```
     /// use xent::Logits;
@@ -302,8 +304,12 @@ impl<'a, T> Logits<'a, T> {
     /// row are `positions` elements apart. Row `b * positions + i` is `[b, .., i]`; of images, `positions` are
     /// their pixels.
     ///
-    /// Vectors go along rows, so tiles of them are transposed into a buffer in the cache, and gradients back:
-    /// calls allocate a few MB for it. kernels.md has what it costs.
+    /// Vectors go along rows, so some rows at a time are transposed into a buffer, and gradients back, also rows
+    /// that are ignored. Calls allocate it, twice if a gradient goes to such a matrix too: about 1 MiB per thread,
+    /// or 16 rows per thread if these are more, but not beyond 64 MiB. kernels.md has what it costs.
+    ///
+    /// [`Softmax::softmax`](crate::Softmax::softmax) and `log_softmax` write contiguous rows whatever the layout
+    /// of the logits; in place the layout stays.
     ///
     /// ```
     /// use xent::{CrossEntropy, Logits};
@@ -436,8 +442,8 @@ impl<'a, T> LogitsMut<'a, T> {
         Ok(LogitsMut { layout: LayoutMut::Strided { data, stride }, rows, vocab })
     }
 
-    /// As [`Logits::strided`]. Rows have to follow one another in memory in their order: of `[time, batch,
-    /// vocab]` in memory make rows with [`LogitsMut::from_rows`].
+    /// As [`Logits::strided`]. Rows have to follow one another in memory in their order, or of columns the
+    /// batches: of `[time, batch, vocab]` in memory make rows with [`LogitsMut::from_rows`].
     ///
     /// # Errors
     /// As [`Logits::strided`], and [`Error::Overlap`].
@@ -499,7 +505,7 @@ impl<'a, T> LogitsMut<'a, T> {
     /// As [`Logits::from_rows`].
     pub fn from_rows(rows: Vec<&'a mut [T]>, vocab: usize) -> Result<Self, Error> {
         check_rows(rows.iter().map(|row| row.len()), vocab)?;
-        Ok(LogitsMut { rows: rows.len(), layout: LayoutMut::List(rows), vocab })
+        Ok(LogitsMut { rows: rows.len(), layout: LayoutMut::List(rows.into_iter()), vocab })
     }
 
     /// The number of rows.
@@ -526,7 +532,7 @@ impl<'a, T> LogitsMut<'a, T> {
             LayoutMut::Batched { data, first, grid } => {
                 &mut data[grid.offset(*first + i) - grid.offset(*first)..][..self.vocab]
             }
-            LayoutMut::List(rows) => &mut rows[i][..self.vocab],
+            LayoutMut::List(rows) => &mut rows.as_mut_slice()[i][..self.vocab],
             LayoutMut::ClassesFirst(_) => panic!("the classes of a row are not next to each other"),
         }
     }
@@ -576,9 +582,9 @@ impl<'a, T> LogitsMut<'a, T> {
                     LayoutMut::Batched { data: b, first: first + row, grid },
                 )
             }
-            LayoutMut::List(mut a) => {
-                let b = a.split_off(row);
-                (LayoutMut::List(a), LayoutMut::List(b))
+            LayoutMut::List(mut rows) => {
+                let a: Vec<_> = rows.by_ref().take(row).collect();
+                (LayoutMut::List(a.into_iter()), LayoutMut::List(rows))
             }
             LayoutMut::ClassesFirst(_) => unreachable!("taken before rows are spread"),
         };

@@ -32,11 +32,17 @@ pub(crate) trait Rows: Send + Sized {
 #[inline]
 pub(crate) fn for_each_group<W: Rows>(mut work: W, f: &(impl Fn(&mut W) + Sync)) {
     #[cfg(feature = "rayon")]
-    if work.rows() > 1 && work.rows().saturating_mul(work.vocab()) > GRAIN {
+    if work.rows() > 1 && is_worth_threads(&work) {
         let grain = (GRAIN / work.vocab()).max(work.least());
         return in_parallel(work, grain, f);
     }
     f(&mut work);
+}
+
+#[cfg(feature = "rayon")]
+#[inline]
+pub(crate) fn is_worth_threads(work: &impl Rows) -> bool {
+    work.rows().saturating_mul(work.vocab()) > GRAIN
 }
 
 #[cfg(feature = "rayon")]

@@ -38,7 +38,10 @@ impl<'a> Softmax<'a> {
     }
 
     /// Which classes may be, a bit for each class of each row. The others are as if their logits were -inf,
-    /// whatever is in memory.
+    /// whatever is in memory; a row without any allowed class becomes NaN.
+    ///
+    /// With a mask all functions may also return [`Error::InputLength`], [`Error::Option`] or
+    /// [`Error::Overflow`] for one that does not go with the logits.
     pub const fn allowed_tokens(mut self, allowed: AllowedTokens<'a>) -> Self {
         self.allowed_tokens = Some(allowed);
         self
@@ -50,7 +53,8 @@ impl<'a> Softmax<'a> {
         self
     }
 
-    /// `p[j] = e^x[j] / sum_k e^x[k]` into `out`, contiguous rows.
+    /// `p[j] = e^x[j] / sum_k e^x[k]` into `out`: contiguous rows, also where the logits are
+    /// [`Logits::classes_first`]. (In place, they stay where they are.)
     ///
     /// Within 2 ULP; what is below the smallest normal number may be 0 (`tests/accuracy.rs`). Rows of `f64`
     /// whose logsumexp is beyond 1e14 are within 8 ULP (`tests/double.rs`).
@@ -70,7 +74,7 @@ impl<'a> Softmax<'a> {
         self.transform(None, logits, false)
     }
 
-    /// `y[j] = x[j] - ln(sum_k e^x[k])` into `out`, contiguous rows.
+    /// `y[j] = x[j] - ln(sum_k e^x[k])` into `out`, contiguous rows as with [`Softmax::softmax`].
     ///
     /// Within 2 ULP, also for the most probable class where its log-probability is close to 0
     /// (`tests/accuracy.rs`).

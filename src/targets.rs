@@ -27,19 +27,20 @@ use crate::{Error, Floats, Real};
 pub enum Targets<'a> {
     /// One class id per row.
     Ids(Ids<'a>),
-    /// One token id per row, of which a row predicts a later one; see [`Targets::shifted`].
-    Shifted {
-        /// The tokens.
-        ids: Ids<'a>,
-        /// How many make a sequence.
-        sequence: usize,
-        /// How far ahead the target of a row is.
-        shift: usize,
-    },
+    /// One token id per row, which a row before it predicts; see [`Targets::shifted`].
+    Shifted(ShiftedIds<'a>),
     /// `[rows, vocab]` probabilities, contiguous; see [`Targets::probs`].
     Probs(Floats<'a>),
     /// Some classes per row with their probabilities.
     Sparse(SparseProbs<'a>),
+}
+
+/// Tokens, of which a row predicts a later one: what [`Targets::shifted`] makes.
+#[derive(Clone, Copy, Debug)]
+pub struct ShiftedIds<'a> {
+    ids: Ids<'a>,
+    sequence: usize,
+    shift: usize,
 }
 
 /// Class ids in the integer type that the caller has, borrowed.
@@ -153,7 +154,7 @@ impl<'a> Targets<'a> {
     /// Functions that take these return [`Error::Sequence`] or [`Error::Shift`](Error::Shift) if the rows are no
     /// whole number of sequences, or `shift` is not less than `sequence`.
     pub fn shifted(ids: impl Into<Ids<'a>>, sequence: usize, shift: usize) -> Self {
-        Targets::Shifted { ids: ids.into(), sequence, shift }
+        Targets::Shifted(ShiftedIds { ids: ids.into(), sequence, shift })
     }
 
     /// `[rows, vocab]` probabilities, contiguous. They need not sum to 1: the loss of a row is
@@ -228,13 +229,13 @@ pub(crate) struct TargetRows<'a> {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Shift {
+struct Shift {
     by: usize,
     sequence: usize,
 }
 
 impl Shift {
-    pub(crate) fn new(by: usize, sequence: usize, rows: usize) -> Result<Option<Self>, Error> {
+    fn new(by: usize, sequence: usize, rows: usize) -> Result<Option<Self>, Error> {
         if rows == 0 {
             return Ok(None);
         }
@@ -257,14 +258,32 @@ impl<'a> TargetRows<'a> {
     #[inline(always)]
     pub(crate) fn new(
         ids: Ids<'a>,
+        ignore_index: Option<i64>,
+        rows: usize,
+        vocab: usize,
+    ) -> Result<Self, Error> {
+        Self::checked(ids, None, ignore_index, rows, vocab)
+    }
+
+    pub(crate) fn shifted(
+        ShiftedIds { ids, sequence, shift }: ShiftedIds<'a>,
+        ignore_index: Option<i64>,
+        rows: usize,
+        vocab: usize,
+    ) -> Result<Self, Error> {
+        let shift = Shift::new(shift, sequence, rows)?;
+        Self::checked(ids, shift, ignore_index, rows, vocab)
+    }
+
+    #[inline(always)]
+    fn checked(
+        ids: Ids<'a>,
         shift: Option<Shift>,
         ignore_index: Option<i64>,
         rows: usize,
         vocab: usize,
     ) -> Result<Self, Error> {
-        if ids.len() != rows {
-            return Err(Error::TargetCount { rows, targets: ids.len() });
-        }
+        Targets::Ids(ids).check_len(rows, vocab)?;
         let checked = TargetRows { ids, first: 0, shift, ignore_index };
         match (0..rows).find(|&row| checked.get(row).is_some_and(|class| class >= vocab)) {
             Some(row) => {
@@ -309,7 +328,34 @@ pub(crate) enum RowTarget<'a, R> {
     Probs(Given<'a, R>),
 }
 
+impl Targets<'_> {
+    /// That there are as many as rows of so many classes take, which bounds the number of rows by memory
+    /// that exists, unless rows take none.
+    pub(crate) fn check_len(&self, rows: usize, vocab: usize) -> Result<(), Error> {
+        let product =
+            |elements: usize| rows.checked_mul(elements).ok_or(Error::Overflow { rows, elements });
+        match self {
+            Targets::Ids(ids) | Targets::Shifted(ShiftedIds { ids, .. }) => match ids.len() {
+                len if len == rows => Ok(()),
+                targets => Err(Error::TargetCount { rows, targets }),
+            },
+            Targets::Probs(_) | Targets::Sparse(_) if vocab == 0 && rows > 0 => {
+                Err(Error::NoClasses { rows })
+            }
+            Targets::Probs(probs) => {
+                Error::check_input("target probabilities", probs.len(), product(vocab)?)
+            }
+            Targets::Sparse(SparseProbs { ids, probs, k }) => {
+                let expected = product(*k)?;
+                Error::check_input("sparse target ids", ids.len(), expected)?;
+                Error::check_input("sparse target probabilities", probs.len(), expected)
+            }
+        }
+    }
+}
+
 impl<'a, R: Real> AnyTargets<'a, R> {
+    /// Checks them.
     pub(crate) fn new(
         targets: Targets<'a>,
         ignore_index: Option<i64>,
@@ -323,34 +369,27 @@ impl<'a, R: Real> AnyTargets<'a, R> {
                 given: floats.precision(),
             })
         };
+        targets.check_len(rows, vocab)?;
         match targets {
             Targets::Ids(ids) => {
-                TargetRows::new(ids, None, ignore_index, rows, vocab).map(AnyTargets::Ids)
+                TargetRows::new(ids, ignore_index, rows, vocab).map(AnyTargets::Ids)
             }
-            Targets::Shifted { ids, sequence, shift } => {
-                let shift = Shift::new(shift, sequence, rows)?;
-                TargetRows::new(ids, shift, ignore_index, rows, vocab).map(AnyTargets::Ids)
+            Targets::Shifted(ids) => {
+                TargetRows::shifted(ids, ignore_index, rows, vocab).map(AnyTargets::Ids)
             }
             Targets::Probs(probs) => {
                 if let Some(index) = ignore_index.filter(|&index| index >= 0) {
                     return Err(Error::IgnoreIndexWithProbs { ignore_index: index });
                 }
-                // The product fits: it is at most rows * stride, which was checked.
-                Error::check_input("target probabilities", probs.len(), rows * vocab)?;
                 Ok(AnyTargets::Dense { probs: real("target probabilities", probs)?, vocab })
             }
             Targets::Sparse(SparseProbs { ids, probs, k }) => {
-                let Some(expected) = rows.checked_mul(k) else {
-                    return Err(Error::Overflow { rows, elements: k });
-                };
-                Error::check_input("sparse target ids", ids.len(), expected)?;
-                Error::check_input("sparse target probabilities", probs.len(), expected)?;
                 let ignored = ignore_index.map(i128::from);
                 let wrong = |i: &usize| {
                     let id = ids.get(*i);
                     Some(id) != ignored && usize::try_from(id).map_or(true, |id| id >= vocab)
                 };
-                if let Some(i) = (0..expected).find(wrong) {
+                if let Some(i) = (0..ids.len()).find(wrong) {
                     return Err(Error::TargetOutOfRange { row: i / k, target: ids.get(i), vocab });
                 }
                 let probs = real("sparse target probabilities", probs)?;

@@ -6,7 +6,9 @@ use common::{Kind, Rng, any_target, for_each_backend, thin};
 use std::fmt::Debug;
 use std::ops::Range;
 use xent::{AllowedTokens, Backend, CrossEntropy, Element, Error, Evaluation, Gradient, Logits};
-use xent::{LogitsMut, RowOutputs, RowStats, Softmax, Targets, Upstream, bf16, f16};
+use xent::{
+    Floats, LogitsMut, RowOutputs, RowStats, Softmax, SparseProbs, Targets, Upstream, bf16, f16,
+};
 
 /// A type of logits, with its numbers as bits.
 trait Number: Element<Real: Bits> + Bits {
@@ -246,7 +248,8 @@ impl How<'_> {
             ce.forward_backward_in_place(to, targets, upstream, RowOutputs::new()).unwrap();
         });
         assert_eq!(in_place, gradient);
-        let accumulated = rewritten(writes, shape, &batch.logits, |to| {
+        let old: Vec<T> = (0..filled.len()).map(|i| T::of((i % 11) as f32 * 0.3 - 1.0)).collect();
+        let accumulated = rewritten(writes, shape, &old, |to| {
             let to = Gradient::new(to).accumulate();
             ce.forward_backward(logits, targets, to, RowOutputs::new()).unwrap();
         });
@@ -360,30 +363,68 @@ fn results_do_not_depend_on_the_layout() {
     });
 }
 
-/// More rows and classes than a panel has, so that there are several, and work for several threads.
+/// More rows and classes than a panel has, so that there are several, and work for several threads. What goes
+/// with the rows has to be cut where they are.
+fn panels_agree<T: Number>(backend: Backend, shape: [usize; 3]) {
+    let [batch, time, vocab] = shape;
+    let rows = batch * time;
+    let mut rng = Rng::new(vocab as u64);
+    let logits = (0..rows * vocab).map(|_| T::of(rng.normal())).collect();
+    let ignored = |rng: &mut Rng| if rng.below(5) == 0 { -100 } else { rng.below(vocab) as i64 };
+    let targets: Vec<i64> = (0..rows).map(|_| ignored(&mut rng)).collect();
+    let x: Batch<T> = Batch { shape, logits, targets };
+    let numbers = |rng: &mut Rng, n: usize| -> Vec<f32> { (0..n).map(|_| rng.normal()).collect() };
+    let (dense, sparse) = (numbers(&mut rng, rows * vocab), numbers(&mut rng, rows * 2));
+    let (dense_64, sparse_64): (Vec<f64>, Vec<f64>) =
+        (dense.iter().map(|&p| p.into()).collect(), sparse.iter().map(|&p| p.into()).collect());
+    let sparse_ids: Vec<u32> = (0..rows * 2).map(|_| rng.below(vocab) as u32).collect();
+    let (dense, sparse): (Floats<'_>, Floats<'_>) = match T::NAME {
+        "f64" => ((&dense_64).into(), (&sparse_64).into()),
+        _ => ((&dense).into(), (&sparse).into()),
+    };
+    let token_weights = numbers(&mut rng, rows);
+    let stride = vocab.div_ceil(32) + 3;
+    let words = any_mask(&mut rng, rows * stride);
+    let mask = AllowedTokens::new(&words).stride(stride);
+    let all_targets: [Targets<'_>; 4] = [
+        (&x.targets).into(),
+        Targets::shifted(&x.targets, time, 2.min(time - 1)),
+        Targets::probs(dense),
+        SparseProbs::new(&sparse_ids, sparse, 2).into(),
+    ];
+    let (plain, columns) = (Layout::all(shape)[0].0, Layout::all(shape)[4].0);
+    for (i, targets) in all_targets.into_iter().enumerate() {
+        let mut ce = CrossEntropy::new().backend(backend);
+        let mut softmax = Softmax::new().backend(backend);
+        if i % 2 == 1 {
+            ce = ce.token_weights(&token_weights).z_loss(0.01).allowed_tokens(mask);
+            softmax = softmax.allowed_tokens(mask);
+        }
+        let how = How { ce: &ce, softmax: &softmax, targets, reads: plain, writes: plain };
+        let want = how.results(&x);
+        for (reads, writes) in [(columns, columns), (columns, Layout::List), (plain, columns)] {
+            let got = How { reads, writes, ..how }.results(&x);
+            assert_same(&got, &want, &format!("{} {shape:?} {reads:?} {writes:?}", T::NAME));
+        }
+    }
+}
+
 #[test]
 fn large_matrices_are_cut_into_panels() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     let backend = common::fastest();
-    let mut rng = Rng::new(7);
-    for shape in [[1, 300, 9000], [3, 70, 5000], [1, 60_000, 21], [20_000, 3, 10]] {
-        let [batch, time, vocab] = shape;
-        let logits = (0..batch * time * vocab).map(|_| rng.normal()).collect();
-        let targets = (0..batch * time).map(|_| rng.below(vocab) as i64).collect();
-        let batch: Batch<f32> = Batch { shape, logits, targets };
-        let (ce, softmax) = (CrossEntropy::new().backend(backend), Softmax::new().backend(backend));
-        let (plain, columns) = (Layout::all(shape)[0].0, Layout::all(shape)[4].0);
-        let targets = (&batch.targets).into();
-        let how = How { ce: &ce, softmax: &softmax, targets, reads: plain, writes: plain };
-        let want = how.results(&batch);
-        let how = How { reads: columns, writes: columns, ..how };
-        assert_same(&how.results(&batch), &want, &format!("{shape:?}"));
-        assert_same(
-            &pool.install(|| how.results(&batch)),
-            &want,
-            &format!("{shape:?} with 3 threads"),
-        );
+    // Outside of a pool, too.
+    panels_agree::<f32>(backend, [1, 40, 9000]);
+    if thin() > 1 {
+        return println!("that was one panel and a part of one, and no more of them");
     }
+    panels_agree::<f32>(backend, [1, 30_000, 21]);
+    pool.install(|| {
+        panels_agree::<f32>(backend, [3, 700, 500]);
+        panels_agree::<f32>(backend, [3000, 3, 70]);
+        panels_agree::<f64>(backend, [2, 300, 1100]);
+        panels_agree::<bf16>(backend, [2, 900, 700]);
+    });
 }
 
 /// Writes -inf where the mask has no bit.
@@ -437,13 +478,11 @@ fn masks_agree<T: Number>(backend: Backend, seeds: Range<u64>) {
             Layout::all(shape).into_iter().filter(|l| l.1).map(|l| l.0).collect();
         let (targets, plain) = ((&batch.targets).into(), layouts[0]);
         let how = How { ce: &ce, softmax: &softmax, targets, reads: plain, writes: plain };
-        let mut want = how.results(&masked(&batch, &words, stride));
+        let want = how.results(&masked(&batch, &words, stride));
         let (ce, softmax) = (ce.clone().allowed_tokens(mask), softmax.clone().allowed_tokens(mask));
         let (reads, writes) =
             (layouts[rng.below(layouts.len())], layouts[rng.below(layouts.len())]);
         let got = How { ce: &ce, softmax: &softmax, reads, writes, ..how }.results(&batch);
-        // Added to what was there, which were other logits.
-        want.accumulated.clone_from(&got.accumulated);
         let what = format!("{} {shape:?} stride {stride}, seed {seed}", T::NAME);
         assert_same(&got, &want, &what);
     }
@@ -562,6 +601,11 @@ fn what_does_not_fit_is_an_error() {
         strided([2, 2, 2], [8, 2, 4]).to_string(),
         "strides [8, 2, 4] of shape [2, 2, 2]: the last, or the one before, must be 1"
     );
+    // Classes that are one and the same would be more than memory.
+    assert_eq!(
+        strided([1, 2, usize::MAX / 4], [0, 1, 0]),
+        Error::Strides { shape: [1, 2, usize::MAX / 4], strides: [0, 1, 0] }
+    );
     // Rows that repeat take no memory, but are counted.
     let endless = strided([usize::MAX, 2, 4], [0, 0, 1]);
     assert_eq!(endless, Error::Overflow { rows: usize::MAX, elements: 4 });
@@ -585,6 +629,16 @@ fn what_does_not_fit_is_an_error() {
     assert_eq!(error, Error::Length { rows: 8, vocab: 4, len: 24 });
     assert!(Logits::<f32>::classes_first(&[], usize::MAX, 4, 4).is_err());
     assert!(Logits::<f32>::classes_first(&[], 0, usize::MAX, usize::MAX).is_ok());
+
+    let many = Logits::strided(&data, [1, 1 << 60, 1], [0, 0, 1]).unwrap();
+    let error = CrossEntropy::new().forward(many, Targets::probs(&[0.0_f32; 0])).unwrap_err();
+    assert_eq!(
+        error,
+        Error::InputLength { what: "target probabilities", len: 0, expected: 1 << 60 }
+    );
+    let none = SparseProbs::new(&[0i64; 0], &[0.0_f32; 0], 0);
+    let error = CrossEntropy::new().forward(many, none).unwrap_err();
+    assert_eq!(error, Error::Overflow { rows: 1 << 60, elements: 1 });
 
     let (long, short) = ([0.0_f32; 5], [0.0_f32; 3]);
     let error = Logits::from_rows(&[&long[..], &short], 4).unwrap_err();

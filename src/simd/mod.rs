@@ -252,7 +252,7 @@ macro_rules! lanes {
 }
 lanes! {
     f32 f32::MAX, load store stream, Some, std::convert::identity, |x| x as f32;
-    bf16 3.39e38, load_bf16 store_bf16 stream_bf16, |_| None, half::widen_bf16, |x| half::round_bf16(half::round_to_odd(x));
+    bf16 f32::from_bits(0x7f7f_0000), load_bf16 store_bf16 stream_bf16, |_| None, half::widen_bf16, |x| half::round_bf16(half::round_to_odd(x));
     f16 65_504.0, load_f16 store_f16 stream_f16, |_| None, half::widen_f16, |x| half::round_f16(half::round_to_odd(x));
 }
 

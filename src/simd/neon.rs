@@ -42,21 +42,26 @@ macro_rules! quarters {
     };
 }
 
-// Assembly, as the intrinsics on `f16` are not stable.
+// Assembly, as the intrinsics on `f16` are not stable. Rounding changes the flags of FPSR.
+
+/// # Safety
+/// As the operations of [`Neon`].
 #[inline(always)]
 unsafe fn widen_f16(bits: uint16x4_t) -> float32x4_t {
     let wide;
     unsafe {
-        asm!("fcvtl {:v}.4s, {:v}.4h", out(vreg) wide, in(vreg) bits, options(pure, nomem, nostack, preserves_flags));
+        asm!("fcvtl {:v}.4s, {:v}.4h", out(vreg) wide, in(vreg) bits, options(pure, nomem, nostack));
     }
     wide
 }
 
+/// # Safety
+/// As the operations of [`Neon`].
 #[inline(always)]
 unsafe fn round_f16(v: float32x4_t) -> uint16x4_t {
     let rounded;
     unsafe {
-        asm!("fcvtn {:v}.4h, {:v}.4s", out(vreg) rounded, in(vreg) v, options(pure, nomem, nostack, preserves_flags));
+        asm!("fcvtn {:v}.4h, {:v}.4s", out(vreg) rounded, in(vreg) v, options(pure, nomem, nostack));
     }
     rounded
 }
@@ -84,22 +89,24 @@ unsafe fn store_u16(at: *mut u16, v: [uint16x4_t; 4]) {
 /// As the operations of [`Neon`].
 #[inline(always)]
 unsafe fn transpose_4x4(v: Quad) -> Quad {
-    unsafe {
-        let pairs = [
+    let pairs = unsafe {
+        [
             vtrn1q_f32(v[0], v[1]),
             vtrn2q_f32(v[0], v[1]),
             vtrn1q_f32(v[2], v[3]),
             vtrn2q_f32(v[2], v[3]),
-        ];
-        let pairs = quarters!(vreinterpretq_f64_f32, pairs);
-        let out = [
+        ]
+    };
+    let pairs = quarters!(vreinterpretq_f64_f32, pairs);
+    let out = unsafe {
+        [
             vtrn1q_f64(pairs[0], pairs[2]),
             vtrn1q_f64(pairs[1], pairs[3]),
             vtrn2q_f64(pairs[0], pairs[2]),
             vtrn2q_f64(pairs[1], pairs[3]),
-        ];
-        quarters!(vreinterpretq_f32_f64, out)
-    }
+        ]
+    };
+    quarters!(vreinterpretq_f32_f64, out)
 }
 
 impl Simd for Neon {
