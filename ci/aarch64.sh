@@ -61,7 +61,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-
 # How tests start programs, and how much less than elsewhere they try: tests/common/mod.rs.
 export XENT_TEST_RUNNER=$emulator
 export XENT_TEST_THIN=${XENT_TEST_THIN:-97}
-export PROPTEST_CASES=${PROPTEST_CASES:-60}
+export PROPTEST_CASES=${PROPTEST_CASES:-20}
 
 # Most of the time goes into compiling dependencies: optimize only those that tests spend time in.
 export CARGO_INCREMENTAL=0 CARGO_PROFILE_TEST_DEBUG=false CARGO_PROFILE_TEST_OPT_LEVEL=0

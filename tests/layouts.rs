@@ -353,7 +353,7 @@ fn layouts_agree<T: Number>(backend: Backend, seeds: Range<u64>) {
 #[test]
 fn results_do_not_depend_on_the_layout() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    let cases = (160 / thin() as u64).max(12);
+    let cases = (160 / thin() as u64).max(4);
     for_each_backend(|backend| {
         let cases = if backend == Backend::Scalar { cases / 4 } else { cases };
         pool.install(|| layouts_agree::<f32>(backend, 0..cases));
@@ -491,7 +491,7 @@ fn masks_agree<T: Number>(backend: Backend, seeds: Range<u64>) {
 #[test]
 fn masks_are_as_logits_of_minus_infinity() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    let cases = (120 / thin() as u64).max(12);
+    let cases = (120 / thin() as u64).max(4);
     for_each_backend(|backend| {
         let cases = if backend == Backend::Scalar { cases / 4 } else { cases };
         pool.install(|| masks_agree::<f32>(backend, 0..cases));
