@@ -1,8 +1,8 @@
 //! The kernels: each written once, over any [`Simd`](crate::simd::Simd) backend.
 //!
 //! `exp` is the exponential, `sum` the single pass over a row, `forward` and `softmax` what is done
-//! with it; `transform`, `gradient`, `probs` and `train` are for trainers, `single`, `half` and `double` for
-//! rows of `f32`, 16-bit numbers and `f64`. Everything is `#[inline(always)]`: it is compiled into the entry functions of
+//! with it; `transform`, `gradient`, `probs` and `train` are for trainers, `single` and `double` for
+//! rows of up to 32 bits and of `f64`. Everything is `#[inline(always)]`: it is compiled into the entry functions of
 //! `backend.rs`, which alone know the instruction set.
 #![forbid(unsafe_code)]
 
@@ -10,7 +10,6 @@ pub(crate) mod double;
 pub(crate) mod exp;
 pub(crate) mod forward;
 pub(crate) mod gradient;
-pub(crate) mod half;
 pub(crate) mod probs;
 pub(crate) mod read;
 pub(crate) mod single;

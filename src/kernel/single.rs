@@ -1,18 +1,54 @@
-//! The passes over a row of `f32`.
+//! The passes over a row of `f32`, or of `bf16` or `f16`: these are computed in `f32`, with the bits that a row of
+//! `f32` with the same numbers has.
 
 use super::gradient;
 use super::probs::{self, Probs};
 use super::sum::{self, Differences, Lse};
 use super::train::{Minus, Pass, Place, RowKernel, Weights};
 use super::transform::{Allowed, Transform, stage_one};
+use crate::Element;
 use crate::simd::{Lane, Simd};
 use crate::stats::RowStats;
 
-impl<S: Simd> RowKernel<S> for f32 {
+/// A type that is computed in `f32`.
+pub(crate) trait Single: Lane + Element<Real = f32> {
+    /// As [`RowKernel::gradient`]: what needs no conversion has loops of its own.
+    fn gradient<S: Simd>(
+        s: S,
+        place: Place<'_, Self>,
+        transform: &Transform<'_>,
+        scaled: (f64, Lse),
+        minus: &Minus<'_, f32>,
+    );
+}
+
+macro_rules! singles {
+    ($($type:ty: $gradient:path;)*) => {$(
+        impl Single for $type {
+            #[inline(always)]
+            fn gradient<S: Simd>(
+                s: S,
+                place: Place<'_, Self>,
+                transform: &Transform<'_>,
+                scaled: (f64, Lse),
+                minus: &Minus<'_, f32>,
+            ) {
+                $gradient(s, place, transform, scaled, minus);
+            }
+        }
+    )*};
+}
+singles! {
+    f32: gradient::row;
+    half::bf16: gradient::converted_row;
+    half::f16: gradient::converted_row;
+}
+
+impl<S: Simd, T: Single> RowKernel<S> for T {
     #[inline(always)]
     fn pass(
         s: S,
-        x: &[f32],
+        x: &[T],
         class: usize,
         transform: &Transform<'_>,
         smoothing: Option<Weights<'_, f32>>,
@@ -20,10 +56,11 @@ impl<S: Simd> RowKernel<S> for f32 {
         let (z, slope) =
             x.get(class).map_or((f32::NAN, 0.0), |&x| stage_one(s, transform, class, x));
         let mut extra = smoothing.map(|Weights(weights)| Differences::<S>::new(s, z, weights));
-        let sum = if transform.is_identity() {
-            sum::row_and::<S, f32, false>(s, x, Some(class), &mut extra).sum
-        } else {
-            sum::transformed_row_and(s, x, Some(class), transform, &mut extra)
+        let sum = match T::as_f32(x) {
+            Some(x) if transform.is_identity() => {
+                sum::row_and::<S, f32, false>(s, x, Some(class), &mut extra).sum
+            }
+            _ => sum::transformed_row_and(s, x, Some(class), transform, &mut extra),
         };
         let nll = sum.loss::<S>(z);
         let mut differences = extra.map_or(0.0, |extra| extra.sum(s));
@@ -44,7 +81,7 @@ impl<S: Simd> RowKernel<S> for f32 {
     }
 
     #[inline(always)]
-    fn transform(s: S, transform: &Transform<'_>, class: usize, x: f32) -> (f64, f64) {
+    fn transform(s: S, transform: &Transform<'_>, class: usize, x: T) -> (f64, f64) {
         let (z, slope) = stage_one(s, transform, class, x);
         (f64::from(z), f64::from(slope))
     }
@@ -52,7 +89,7 @@ impl<S: Simd> RowKernel<S> for f32 {
     #[inline(always)]
     fn expected(
         s: S,
-        x: &[f32],
+        x: &[T],
         transform: &Transform<'_>,
         probs: &Probs<'_, f32>,
         lse: Lse,
@@ -63,27 +100,27 @@ impl<S: Simd> RowKernel<S> for f32 {
     #[inline(always)]
     fn gradient(
         s: S,
-        place: Place<'_, f32>,
+        place: Place<'_, T>,
         transform: &Transform<'_>,
         scaled: (f64, Lse),
         minus: &Minus<'_, f32>,
     ) {
-        gradient::row(s, place, transform, scaled, minus);
+        <T as Single>::gradient(s, place, transform, scaled, minus);
     }
 
     #[inline(always)]
-    fn argmax(s: S, x: &[f32], allowed: Option<Allowed<'_>>) -> usize {
+    fn argmax(s: S, x: &[T], allowed: Option<Allowed<'_>>) -> usize {
         sum::argmax_ignoring_nan(s, x, allowed)
     }
 
     #[inline(always)]
-    fn is_nan(x: f32) -> bool {
-        x.is_nan()
+    fn is_nan(x: T) -> bool {
+        x.widen().is_nan()
     }
 
     #[inline(always)]
-    fn rounded(g: f64, old: Option<f32>) -> f32 {
-        (old.map_or(0.0, f64::from) + g) as f32
+    fn rounded(g: f64, old: Option<T>) -> T {
+        T::round(old.map_or(0.0, |old| f64::from(old.widen())) + g)
     }
 
     #[inline(always)]
@@ -102,7 +139,7 @@ impl<S: Simd> RowKernel<S> for f32 {
 /// `sum(w (z - from))` in `f64`, for logits that are too far apart for [`Differences`]; `masked` if it is a
 /// mask that they are infinite for.
 #[inline(always)]
-pub(crate) fn far_apart<S: Simd, T: Lane>(
+fn far_apart<S: Simd, T: Lane>(
     s: S,
     x: &[T],
     from: f32,

@@ -1,7 +1,7 @@
 //! `softmax`, `log_softmax` and `logsumexp` of a group of rows.
 
 use super::exp::{Map, Scale, map_lanes};
-use super::half::Half;
+use super::single::Single;
 use super::sum::{self, ExpSum};
 use super::train::AllowedRows;
 use super::transform::{Allowed, Transform};
@@ -171,7 +171,7 @@ pub(crate) enum AnyJob<'j, 'a, T: Element> {
 }
 
 #[inline(always)]
-pub(crate) fn run_any<S: Simd, T: Half>(s: S, job: AnyJob<'_, '_, T>) {
+pub(crate) fn run_any<S: Simd, T: Single>(s: S, job: AnyJob<'_, '_, T>) {
     let log = matches!(job, AnyJob::LogSoftmax(_));
     let (src, mut dst, mut out, allowed) = match job {
         AnyJob::Softmax(job) | AnyJob::LogSoftmax(job) => {
