@@ -40,7 +40,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use xent::{
-    Backend, CrossEntropy, Element, Error, Gradient, Logits, LogitsMut, RowOutputs, RowStats,
+    Backend, CrossEntropy, Element, Error, Gradient, LogSumExp, Logits, LogitsMut, RowOutputs,
 };
 use xent::{bf16, f16, internals};
 
@@ -355,8 +355,8 @@ fn against_copying<'a>(
     let mut variants = Vec::new();
     for &backend in backends {
         let loss = CrossEntropy::new().backend(backend);
-        let mut stats = vec![RowStats::default(); batch.rows];
-        let outputs = RowOutputs::new().stats(&mut stats);
+        let mut stats = vec![LogSumExp::default(); batch.rows];
+        let outputs = RowOutputs::new().saved(&mut stats);
         loss.evaluate(batch.logits(), &batch.targets, outputs).expect(VALID);
         let backward = loss.clone();
         variants.push(Variant::new("forward+backward", backend.name(), move || {

@@ -9,7 +9,7 @@ use crate::kernel::gradient::Store;
 use crate::kernel::train::{self, Config, GradientRows};
 use crate::kernel::transform::{Softcap, Transform};
 use crate::rows::RowSlices;
-use crate::stats::RowStats;
+use crate::saved::LogSumExp;
 use crate::targets::{AnyTargets, TargetRows};
 use crate::{AllowedTokens, Backend, Element, Error, Evaluation, Floats, Logits, Real, Targets};
 
@@ -215,8 +215,8 @@ impl<'a, R> RowOutputs<'a, R> {
     }
 
     /// What [`CrossEntropy::backward`] needs to know about each row.
-    pub fn stats(mut self, out: &'a mut [RowStats<R>]) -> Self {
-        self.slices.stats = Some(out);
+    pub fn saved(mut self, out: &'a mut [LogSumExp<R>]) -> Self {
+        self.slices.saved = Some(out);
         self
     }
 
@@ -732,7 +732,7 @@ pub(crate) struct Call<'a, T: Element> {
     pub(crate) logits: Option<Logits<'a, T>>,
     pub(crate) targets: Targets<'a>,
     pub(crate) out: RowSlices<'a, T::Real>,
-    pub(crate) saved: Option<&'a [RowStats<T::Real>]>,
+    pub(crate) saved: Option<&'a [LogSumExp<T::Real>]>,
     pub(crate) gradient: Option<GradientRows<'a, T>>,
 }
 

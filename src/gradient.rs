@@ -5,7 +5,7 @@ use crate::cross_entropy::Call;
 use crate::kernel::gradient::Store;
 use crate::kernel::train::{GradientRows, UpstreamRows};
 use crate::rows::RowSlices;
-use crate::stats::RowStats;
+use crate::saved::LogSumExp;
 use crate::{
     CrossEntropy, Element, Error, Evaluation, Floats, Logits, LogitsMut, RowOutputs, Targets,
 };
@@ -180,19 +180,19 @@ impl CrossEntropy<'_> {
     }
 
     /// The gradient alone, from what an earlier pass found out about each row
-    /// ([`RowOutputs::stats`]) with the same options, logits and targets.
+    /// ([`RowOutputs::saved`]) with the same options, logits and targets.
     ///
     /// ```
-    /// use xent::{CrossEntropy, Gradient, Logits, LogitsMut, RowOutputs, RowStats};
+    /// use xent::{CrossEntropy, Gradient, Logits, LogitsMut, RowOutputs, LogSumExp};
     ///
     /// let x = [1.0_f32, 2.0, 3.0];
     /// let (logits, ce) = (Logits::new(&x, 1, 3)?, CrossEntropy::new());
-    /// let mut stats = [RowStats::default()];
-    /// let loss = ce.evaluate(logits, &[0i64], RowOutputs::new().stats(&mut stats))?.loss();
+    /// let mut saved = [LogSumExp::default()];
+    /// let loss = ce.evaluate(logits, &[0i64], RowOutputs::new().saved(&mut saved))?.loss();
     /// // ... what is trained depends on the loss; its derivative comes back:
     /// let mut g = [0.0; 3];
     /// let gradient = Gradient::new(LogitsMut::new(&mut g, 1, 3)?).upstream(0.5);
-    /// ce.backward(logits, &[0i64], &stats, gradient)?;
+    /// ce.backward(logits, &[0i64], &saved, gradient)?;
     /// assert_eq!(g, [-0.45498472, 0.12236424, 0.33262047]);
     /// # assert!(loss > 2.4);
     /// # Ok::<(), xent::Error>(())
@@ -204,18 +204,18 @@ impl CrossEntropy<'_> {
     /// above `2^24`, whose probabilities are off by up to 6 ULP: 8 bytes hold no more.
     ///
     /// # Errors
-    /// As [`CrossEntropy::forward_backward`], and [`Error::InputLength`] unless there is one of `stats` per
+    /// As [`CrossEntropy::forward_backward`], and [`Error::InputLength`] unless there is one of `saved` per
     /// row.
     pub fn backward<'a, T: Element>(
         &self,
         logits: Logits<'_, T>,
         targets: impl Into<Targets<'a>>,
-        stats: &[RowStats<T::Real>],
+        saved: &[LogSumExp<T::Real>],
         gradient: Gradient<'_, T>,
     ) -> Result<(), Error> {
         let gradient = Some(gradient.rows());
         let call = Call::new(Some(logits), targets.into(), RowSlices::default(), gradient);
-        self.run(Call { saved: Some(stats), ..call }, false)
+        self.run(Call { saved: Some(saved), ..call }, false)
     }
 
     /// As [`CrossEntropy::backward`], with the gradient in place of the logits.
@@ -226,12 +226,12 @@ impl CrossEntropy<'_> {
         &self,
         logits: LogitsMut<'_, T>,
         targets: impl Into<Targets<'a>>,
-        stats: &[RowStats<T::Real>],
+        saved: &[LogSumExp<T::Real>],
         upstream: impl Into<Upstream<'u>>,
     ) -> Result<(), Error> {
         let gradient = in_place(logits, upstream.into());
         let call = Call::new(None, targets.into(), RowSlices::default(), gradient);
-        self.run(Call { saved: Some(stats), ..call }, false)
+        self.run(Call { saved: Some(saved), ..call }, false)
     }
 }
 

@@ -17,9 +17,9 @@ mod logits;
 mod math;
 pub mod reference;
 mod rows;
+mod saved;
 mod simd;
 mod softmax;
-mod stats;
 mod targets;
 
 /// Its examples are tests.
@@ -37,8 +37,8 @@ pub use floats::Floats;
 pub use gradient::{Gradient, Upstream};
 pub use half::{bf16, f16};
 pub use logits::{Logits, LogitsMut};
+pub use saved::LogSumExp;
 pub use softmax::Softmax;
-pub use stats::RowStats;
 pub use targets::{Ids, ShiftedIds, SparseProbs, Targets};
 
 /// The largest error, in ULP, of `e^x` rounded to one `f32`, for every `f32` whose exponential is a

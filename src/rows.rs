@@ -4,7 +4,7 @@
 use crate::kernel::forward::Row;
 use crate::kernel::train::{GradientRows, Trained, UpstreamRows};
 use crate::kernel::{forward, softmax, train};
-use crate::stats::RowStats;
+use crate::saved::LogSumExp;
 use crate::{Element, Error, Real};
 
 /// Elements below which work is not worth handing to another thread: about 8 microseconds.
@@ -64,7 +64,7 @@ pub(crate) struct RowSlices<'a, R> {
     pub(crate) logprobs: Option<&'a mut [R]>,
     pub(crate) argmax: Option<&'a mut [i64]>,
     pub(crate) z_losses: Option<&'a mut [R]>,
-    pub(crate) stats: Option<&'a mut [RowStats<R>]>,
+    pub(crate) saved: Option<&'a mut [LogSumExp<R>]>,
 }
 
 impl<R> Default for RowSlices<'_, R> {
@@ -76,7 +76,7 @@ impl<R> Default for RowSlices<'_, R> {
             logprobs: None,
             argmax: None,
             z_losses: None,
-            stats: None,
+            saved: None,
         }
     }
 }
@@ -93,7 +93,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
             ("logprobs", self.logprobs.as_ref().map(|x| x.len())),
             ("argmax", self.argmax.as_ref().map(|x| x.len())),
             ("z_losses", self.z_losses.as_ref().map(|x| x.len())),
-            ("stats", self.stats.as_ref().map(|x| x.len())),
+            ("saved", self.saved.as_ref().map(|x| x.len())),
         ];
         for (output, len) in lengths {
             if let Some(len) = len.filter(|&len| len != rows) {
@@ -110,7 +110,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
         let (logprobs_a, logprobs_b) = split(self.logprobs, row);
         let (argmax_a, argmax_b) = split(self.argmax, row);
         let (z_losses_a, z_losses_b) = split(self.z_losses, row);
-        let (stats_a, stats_b) = split(self.stats, row);
+        let (saved_a, saved_b) = split(self.saved, row);
         let a = RowSlices {
             rows: rows_a,
             losses: losses_a,
@@ -118,7 +118,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
             logprobs: logprobs_a,
             argmax: argmax_a,
             z_losses: z_losses_a,
-            stats: stats_a,
+            saved: saved_a,
         };
         let b = RowSlices {
             rows: rows_b,
@@ -127,7 +127,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
             logprobs: logprobs_b,
             argmax: argmax_b,
             z_losses: z_losses_b,
-            stats: stats_b,
+            saved: saved_b,
         };
         (a, b)
     }
@@ -140,7 +140,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
 
     /// Whether something is asked for that only the training kernels yield.
     pub(crate) fn wants_training(&self) -> bool {
-        self.z_losses.is_some() || self.stats.is_some()
+        self.z_losses.is_some() || self.saved.is_some()
     }
 
     /// One row, rounded to the type of the outputs.
@@ -170,13 +170,13 @@ impl<'a, R: Real> RowSlices<'a, R> {
         &mut self,
         i: usize,
         Trained { row, lse, argmax }: Trained,
-        stats: RowStats<R>,
+        saved: LogSumExp<R>,
     ) {
         if let Some(out) = &mut self.z_losses {
             out[i] = R::from_f64(row.z_loss);
         }
-        if let Some(out) = &mut self.stats {
-            out[i] = stats;
+        if let Some(out) = &mut self.saved {
+            out[i] = saved;
         }
         self.write(i, row, lse.value(), argmax);
     }
@@ -186,8 +186,8 @@ impl<'a, R: Real> RowSlices<'a, R> {
         if let Some(out) = &mut self.z_losses {
             out[i] = R::from_f64(0.0);
         }
-        if let Some(out) = &mut self.stats {
-            out[i] = RowStats { hi: R::from_f64(0.0), lo: R::from_f64(0.0) };
+        if let Some(out) = &mut self.saved {
+            out[i] = LogSumExp { hi: R::from_f64(0.0), lo: R::from_f64(0.0) };
         }
         self.write(i, Row::IGNORED, 0.0, -1);
     }

@@ -8,7 +8,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use xent::{
-    CrossEntropy, Gradient, Logits, LogitsMut, RowOutputs, RowStats, Softmax, SparseProbs, Targets,
+    CrossEntropy, Gradient, LogSumExp, Logits, LogitsMut, RowOutputs, Softmax, SparseProbs, Targets,
 };
 
 /// The system allocator, counting what is asked of it.
@@ -83,7 +83,7 @@ fn for_each_training(
     let all = plain.clone().class_weights(&weights).token_weights(&token_weights);
     let all = all.label_smoothing(0.1).z_loss(0.1).softcap(30.0).logit_scale(0.5).temperature(2.0);
     let sparse = SparseProbs::new(&ids, &probs[..2 * rows], 2);
-    let mut stats = vec![RowStats::default(); rows];
+    let mut stats = vec![LogSumExp::default(); rows];
     let mut g = vec![0.0; rows * vocab];
     for (kind, targets) in [
         ("ids", Targets::from(&ids[..rows])),
@@ -97,7 +97,7 @@ fn for_each_training(
             check("forward_backward", &mut || {
                 let logits = Logits::new(data, rows, vocab).unwrap();
                 let to = Gradient::new(LogitsMut::new(&mut g, rows, vocab).unwrap());
-                let outputs = RowOutputs::new().stats(&mut stats);
+                let outputs = RowOutputs::new().saved(&mut stats);
                 ce.forward_backward(logits, targets, to, outputs).unwrap();
             });
             check("saved", &mut || {

@@ -6,7 +6,7 @@ mod common;
 use common::{Rng, for_each_backend, keys};
 use std::io;
 use xent::{
-    Backend, CrossEntropy, Gradient, Logits, LogitsMut, RowOutputs, RowStats, Softmax, Targets,
+    Backend, CrossEntropy, Gradient, LogSumExp, Logits, LogitsMut, RowOutputs, Softmax, Targets,
 };
 
 /// Pages of floats between two pages that fault.
@@ -161,8 +161,8 @@ fn check_gradients(
                     false => Targets::from(&ids),
                 };
                 let logits = Logits::new(data, rows, vocab).unwrap();
-                let mut stats = vec![RowStats::default(); rows];
-                let outputs = RowOutputs::new().stats(&mut stats);
+                let mut stats = vec![LogSumExp::default(); rows];
+                let outputs = RowOutputs::new().saved(&mut stats);
                 let to = Gradient::new(LogitsMut::new(g, rows, vocab).unwrap());
                 ce.forward_backward(logits, targets(), to, outputs).unwrap();
                 let once = keys(g);
@@ -225,10 +225,10 @@ fn ignored_rows_are_never_read() {
         let plain = CrossEntropy::new().backend(backend);
         for ce in [plain.clone(), plain.label_smoothing(0.1).softcap(9.0).z_loss(0.1)] {
             let (mut losses, mut argmax) = ([7.0; 3], [7; 3]);
-            let mut stats = [RowStats::default(); 3];
+            let mut stats = [LogSumExp::default(); 3];
             ce.forward_into(logits, &targets, &mut losses).unwrap();
             assert!(losses[1] == 0.0 && losses[0] > 0.0 && losses[2] > 0.0);
-            let outputs = RowOutputs::new().argmax(&mut argmax).stats(&mut stats);
+            let outputs = RowOutputs::new().argmax(&mut argmax).saved(&mut stats);
             let mut g = vec![7.0; 3 * vocab];
             let to = Gradient::new(LogitsMut::new(&mut g, 3, vocab).unwrap());
             ce.forward_backward(logits, &targets, to, outputs).unwrap();

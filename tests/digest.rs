@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::sync::LazyLock;
 use xent::{
-    Backend, CrossEntropy, Element, Gradient, Logits, LogitsMut, RowOutputs, RowStats, Softmax,
+    Backend, CrossEntropy, Element, Gradient, LogSumExp, Logits, LogitsMut, RowOutputs, Softmax,
     Targets, bf16, f16,
 };
 
@@ -81,7 +81,7 @@ fn softmax(backend: Backend, batch: &Batch, digests: &mut Digests) {
 /// Losses, statistics and gradient of logits of any type.
 struct Trained<T: Element> {
     losses: Vec<T::Real>,
-    stats: Vec<RowStats<T::Real>>,
+    stats: Vec<LogSumExp<T::Real>>,
     gradient: Vec<T>,
 }
 
@@ -93,10 +93,10 @@ fn train<'a, T: Element>(
     let (rows, vocab) = (logits.rows(), logits.vocab());
     let mut trained = Trained {
         losses: vec![T::Real::default(); rows],
-        stats: vec![RowStats::default(); rows],
+        stats: vec![LogSumExp::default(); rows],
         gradient: vec![T::default(); rows * vocab],
     };
-    let outputs = RowOutputs::new().losses(&mut trained.losses).stats(&mut trained.stats);
+    let outputs = RowOutputs::new().losses(&mut trained.losses).saved(&mut trained.stats);
     let to = Gradient::new(LogitsMut::new(&mut trained.gradient, rows, vocab).unwrap());
     ce.forward_backward(logits, targets, to, outputs).unwrap();
     trained

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use xent::internals::{self, EXP_F64_MAX_ULP, Place, ScaledExp, Subtract};
 use xent::reference::{self, Precise, ulp_error_f64};
 use xent::{Backend, reference::row_f64};
-use xent::{CrossEntropy, Logits, LogitsMut, RowOutputs, RowStats, Softmax};
+use xent::{CrossEntropy, LogSumExp, Logits, LogitsMut, RowOutputs, Softmax};
 
 type Big = FBig<HalfEven, 2>;
 
@@ -34,8 +34,8 @@ fn row_loss(backend: Backend, row: &[f64], target: usize) -> f64 {
 
 /// The logsumexp as two numbers, on the way that a loss takes.
 fn row_lse(backend: Backend, row: &[f64], target: usize) -> (f64, f64) {
-    let mut stats = [RowStats::default()];
-    let outputs = RowOutputs::new().stats(&mut stats);
+    let mut stats = [LogSumExp::default()];
+    let outputs = RowOutputs::new().saved(&mut stats);
     CrossEntropy::new().backend(backend).evaluate(view(row), &[target], outputs).unwrap();
     (stats[0].hi, stats[0].lo)
 }

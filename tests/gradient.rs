@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use std::fmt::Debug;
 use training::{Setup, Wanted, train};
 use xent::reference::{self, Options, Target, ulp_error};
-use xent::{Backend, CrossEntropy, Gradient, Logits, LogitsMut, Reduction, RowOutputs, RowStats};
+use xent::{Backend, CrossEntropy, Gradient, LogSumExp, Logits, LogitsMut, Reduction, RowOutputs};
 
 /// The largest of some errors, and where it was.
 #[derive(Clone, Debug, Default)]
@@ -118,8 +118,8 @@ fn gradient(backend: Backend, row: &[f32], target: usize, saved: bool) -> Vec<f3
     if !saved {
         return train(&ce, logits, &[target], 1.0).gradient;
     }
-    let mut stats = [RowStats::default()];
-    ce.evaluate(logits, &[target], RowOutputs::new().stats(&mut stats)).unwrap();
+    let mut stats = [LogSumExp::default()];
+    ce.evaluate(logits, &[target], RowOutputs::new().saved(&mut stats)).unwrap();
     let mut g = vec![f32::NAN; row.len()];
     let to = Gradient::new(LogitsMut::new(&mut g, 1, row.len()).unwrap());
     ce.backward(logits, &[target], &stats, to).unwrap();

@@ -6,7 +6,7 @@ use common::{Kind, Rng, any_target, for_each_backend, key, keys, property, thin}
 use proptest::prelude::*;
 use xent::internals::{narrow_bf16, narrow_f16, widen_bf16, widen_f16};
 use xent::{Backend, CrossEntropy, Element, Error, Gradient, Logits, LogitsMut, RowOutputs};
-use xent::{RowStats, Softmax, SparseProbs, Targets, Upstream, bf16, f16};
+use xent::{LogSumExp, Softmax, SparseProbs, Targets, Upstream, bf16, f16};
 
 /// What the tests want to know of both types.
 trait Half: Element<Real = f32> {
@@ -136,16 +136,16 @@ struct Told {
 fn told(
     rows: usize,
     pass: impl FnOnce(RowOutputs<'_>) -> Result<xent::Evaluation, Error>,
-) -> (Told, Vec<RowStats>) {
+) -> (Told, Vec<LogSumExp>) {
     let (mut losses, mut logprobs) = (vec![-1.0; rows], vec![-1.0; rows]);
     let (mut logsumexp, mut z_losses) = (vec![-1.0; rows], vec![-1.0; rows]);
-    let (mut stats, mut argmax) = (vec![RowStats::default(); rows], vec![-2; rows]);
+    let (mut stats, mut argmax) = (vec![LogSumExp::default(); rows], vec![-2; rows]);
     let outputs = RowOutputs::new()
         .losses(&mut losses)
         .logprobs(&mut logprobs)
         .logsumexp(&mut logsumexp)
         .z_losses(&mut z_losses)
-        .stats(&mut stats)
+        .saved(&mut stats)
         .argmax(&mut argmax);
     let e = pass(outputs).unwrap();
     let told = Told {

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use xent::{AllowedTokens, Backend, CrossEntropy, Element, Error, Evaluation, Gradient, Logits};
 use xent::{
-    Floats, LogitsMut, RowOutputs, RowStats, Softmax, SparseProbs, Targets, Upstream, bf16, f16,
+    Floats, LogSumExp, LogitsMut, RowOutputs, Softmax, SparseProbs, Targets, Upstream, bf16, f16,
 };
 
 /// A type of logits, with its numbers as bits.
@@ -226,13 +226,13 @@ impl How<'_> {
         let mut losses = zero();
         ce.forward_into(logits, targets, &mut losses).unwrap();
         let (mut nll, mut lse, mut z, mut argmax) = (zero(), zero(), zero(), vec![0; rows]);
-        let mut stats = vec![RowStats::default(); rows];
+        let mut stats = vec![LogSumExp::default(); rows];
         let outputs = RowOutputs::new()
             .logprobs(&mut nll)
             .logsumexp(&mut lse)
             .z_losses(&mut z)
             .argmax(&mut argmax)
-            .stats(&mut stats);
+            .saved(&mut stats);
         let evaluation = ce.evaluate(logits, targets, outputs).unwrap();
         assert_eq!(loss.to_bits(), evaluation.loss().to_bits());
         let (hi, lo): (Vec<_>, Vec<_>) = stats.iter().map(|s| (s.hi, s.lo)).unzip();

@@ -5,8 +5,8 @@ mod common;
 use common::{Kind, Rng, distance, keys, property};
 use proptest::prelude::*;
 use xent::{
-    Backend, CrossEntropy, EmptyMean, Error, Floats, Gradient, Logits, LogitsMut, Reduction,
-    RowOutputs, RowStats, Softmax, SparseProbs, Targets, Upstream, reference,
+    Backend, CrossEntropy, EmptyMean, Error, Floats, Gradient, LogSumExp, Logits, LogitsMut,
+    Reduction, RowOutputs, Softmax, SparseProbs, Targets, Upstream, reference,
 };
 
 /// What outputs hold before a call, to see whether they are written to.
@@ -376,7 +376,7 @@ proptest! {
         let weights_f64: Vec<f64> = weights.iter().map(|&w| w.into()).collect();
         let token_weights = values(&mut rng, rows, lengths[1]);
         let upstream = values(&mut rng, rows, lengths[2]);
-        let stats = vec![RowStats::default(); rows.saturating_add_signed(lengths[3].into())];
+        let stats = vec![LogSumExp::default(); rows.saturating_add_signed(lengths[3].into())];
         let huge = k > 5;
         let len = match kind {
             0 => rows,

@@ -10,8 +10,8 @@ use std::sync::LazyLock;
 use training::{Setup, Trained, Wanted, train};
 use xent::reference::{self, Target};
 use xent::{
-    Backend, CrossEntropy, EmptyMean, Gradient, Logits, LogitsMut, Reduction, RowOutputs, RowStats,
-    Targets, Upstream,
+    Backend, CrossEntropy, EmptyMean, Gradient, LogSumExp, Logits, LogitsMut, Reduction,
+    RowOutputs, Targets, Upstream,
 };
 
 /// A batch with everything that a call takes.
@@ -185,7 +185,7 @@ proptest! {
             prop_assert!(part(&alone, 0) == part(&all, row));
             prop_assert!(part(&reversed, i) == part(&all, row));
             let outputs = |t: &Trained, i: usize| {
-                let RowStats { hi, lo } = t.stats[i];
+                let LogSumExp { hi, lo } = t.stats[i];
                 let all = [t.losses[i], t.z_losses[i], t.logprobs[i], t.logsumexp[i], hi, lo];
                 (keys(&all), t.argmax[i])
             };
@@ -284,7 +284,7 @@ proptest! {
         let mut next = 0;
         for (i, &id) in ids.iter().enumerate() {
             let g = keys(&got.gradient[i * vocab..][..vocab]);
-            let RowStats { hi, lo } = got.stats[i];
+            let LogSumExp { hi, lo } = got.stats[i];
             let outputs = [got.losses[i], got.z_losses[i], got.logprobs[i], got.logsumexp[i], hi, lo];
             if id == -100 {
                 prop_assert!(g.iter().all(|&g| g == 0));

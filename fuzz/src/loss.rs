@@ -9,7 +9,7 @@ use crate::oracle;
 use crate::threads::with_threads;
 use half::{bf16, f16};
 use std::fmt::Debug;
-use xent::{Backend, CrossEntropy, Error, Evaluation, Gradient, RowOutputs, RowStats};
+use xent::{Backend, CrossEntropy, Error, Evaluation, Gradient, RowOutputs, LogSumExp};
 
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
@@ -150,7 +150,7 @@ pub struct Outputs<R> {
     pub logprobs: Vec<R>,
     pub logsumexp: Vec<R>,
     pub argmax: Vec<i64>,
-    pub stats: Vec<RowStats<R>>,
+    pub stats: Vec<LogSumExp<R>>,
 }
 
 impl<R: Number> Outputs<R> {
@@ -163,7 +163,7 @@ impl<R: Number> Outputs<R> {
             logprobs: values(),
             logsumexp: values(),
             argmax: vec![UNTOUCHED as i64; rows],
-            stats: vec![RowStats { hi: untouched, lo: untouched }; rows],
+            stats: vec![LogSumExp { hi: untouched, lo: untouched }; rows],
         }
     }
 
@@ -174,7 +174,7 @@ impl<R: Number> Outputs<R> {
             .logprobs(&mut self.logprobs)
             .logsumexp(&mut self.logsumexp)
             .argmax(&mut self.argmax)
-            .stats(&mut self.stats)
+            .saved(&mut self.stats)
     }
 
     /// Without those that only the training kernels yield.
@@ -461,7 +461,7 @@ fn check_ignored<T: Logit>(case: &Case<T>, outputs: &Outputs<T::Real>, gradients
         let row = i * case.vocab..(i + 1) * case.vocab;
         let zero = |g: &&Vec<T>| g[row.clone()].iter().all(|g| g.bits() == 0);
         assert!(gradients.iter().all(zero), "gradient of the ignored row {i}: {case:?}");
-        let RowStats { hi, lo } = outputs.stats[i];
+        let LogSumExp { hi, lo } = outputs.stats[i];
         let numbers = [&outputs.losses, &outputs.z_losses, &outputs.logprobs, &outputs.logsumexp];
         let numbers = numbers.map(|values| values[i]).into_iter().chain([hi, lo]);
         let zeros = numbers.into_iter().all(|x| x.bits() == 0);

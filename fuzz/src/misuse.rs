@@ -5,7 +5,7 @@ use crate::case::Case;
 use crate::input::Input;
 use crate::number::{Logit, Number, bits};
 use xent::{
-    Backend, Error, Evaluation, Gradient, Logits, LogitsMut, RowOutputs, RowStats, Softmax,
+    Backend, Error, Evaluation, Gradient, Logits, LogitsMut, RowOutputs, LogSumExp, Softmax,
 };
 
 pub fn run(data: &[u8]) {
@@ -245,7 +245,7 @@ struct Lengths {
     gradient: (usize, usize),
 }
 
-const OUTPUTS: [&str; 6] = ["losses", "z_losses", "logprobs", "logsumexp", "argmax", "stats"];
+const OUTPUTS: [&str; 6] = ["losses", "z_losses", "logprobs", "logsumexp", "argmax", "saved"];
 
 impl Lengths {
     fn any(input: &mut Input<'_>, rows: usize, vocab: usize) -> Self {
@@ -276,7 +276,7 @@ impl Lengths {
 struct Written<R> {
     values: [Vec<R>; 4],
     argmax: Vec<i64>,
-    stats: Vec<RowStats<R>>,
+    stats: Vec<LogSumExp<R>>,
 }
 
 impl<R: Number> Written<R> {
@@ -285,7 +285,7 @@ impl<R: Number> Written<R> {
         Written {
             values: [0, 1, 2, 3].map(|i| vec![untouched; lengths[i]]),
             argmax: vec![UNTOUCHED as i64; lengths[4]],
-            stats: vec![RowStats { hi: untouched, lo: untouched }; lengths[5]],
+            stats: vec![LogSumExp { hi: untouched, lo: untouched }; lengths[5]],
         }
     }
 
@@ -297,7 +297,7 @@ impl<R: Number> Written<R> {
             .logprobs(logprobs)
             .logsumexp(logsumexp)
             .argmax(&mut self.argmax)
-            .stats(&mut self.stats)
+            .saved(&mut self.stats)
     }
 
     fn is_untouched(&self) -> bool {
@@ -361,7 +361,7 @@ fn calls<T: Logit>(input: &mut Input<'_>) {
     let ok = checked(result, &with_outputs(with(std::slice::from_ref(&of_upstream))), &out);
     assert!(ok || bits(&place) == bits(&case.x), "logits written");
 
-    let stats = vec![RowStats::default(); lengths.stats];
+    let stats = vec![LogSumExp::default(); lengths.stats];
     g.fill(T::round(UNTOUCHED));
     let to = LogitsMut::new(&mut g, g_rows, g_vocab).expect("the slice is as long as it must be");
     let result = ce.backward(x, targets, &stats, Gradient::new(to).upstream(upstream()));

@@ -7,8 +7,8 @@ use super::sum::{self, Differences, Lse};
 use super::train::{Minus, Pass, Place, RowKernel, Weights};
 use super::transform::{Allowed, Transform, stage_one};
 use crate::Element;
+use crate::saved::LogSumExp;
 use crate::simd::{Lane, Simd};
-use crate::stats::RowStats;
 
 /// A type that is computed in `f32`.
 pub(crate) trait Single: Lane + Element<Real = f32> {
@@ -124,15 +124,15 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
     }
 
     #[inline(always)]
-    fn lse(stats: &RowStats<f32>) -> Lse {
+    fn lse(stats: &LogSumExp<f32>) -> Lse {
         Lse { hi: f64::from(stats.hi), lo: f64::from(stats.lo) }
     }
 
     #[inline(always)]
-    fn stats(lse: Lse) -> RowStats<f32> {
+    fn saved(lse: Lse) -> LogSumExp<f32> {
         let hi = lse.value() as f32;
         let lo = if hi.is_finite() { (lse.hi - f64::from(hi)) + lse.lo } else { 0.0 };
-        RowStats { hi, lo: lo as f32 }
+        LogSumExp { hi, lo: lo as f32 }
     }
 }
 

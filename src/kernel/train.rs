@@ -11,8 +11,8 @@ use super::transform::{Allowed, Transform};
 use crate::logits::{Logits, LogitsMut};
 use crate::math;
 use crate::rows::RowSlices;
+use crate::saved::LogSumExp;
 use crate::simd::Simd;
-use crate::stats::RowStats;
 use crate::targets::{AnyTargets, RowTarget};
 use crate::{Element, Floats};
 
@@ -40,7 +40,7 @@ pub(crate) struct Job<'a, T: Element> {
     pub(crate) token_weights: Option<Floats<'a>>,
     pub(crate) allowed: Option<AllowedRows<'a>>,
     /// Of an earlier pass, whose losses are not wanted again.
-    pub(crate) saved: Option<&'a [RowStats<T::Real>]>,
+    pub(crate) saved: Option<&'a [LogSumExp<T::Real>]>,
     pub(crate) out: RowSlices<'a, T::Real>,
     pub(crate) gradient: Option<GradientRows<'a, T>>,
 }
@@ -162,9 +162,9 @@ pub(crate) trait RowKernel<S: Simd>: Element {
     /// `old + g`, or `g`, rounded once.
     fn rounded(g: f64, old: Option<Self>) -> Self;
 
-    fn lse(stats: &RowStats<Self::Real>) -> Lse;
+    fn lse(stats: &LogSumExp<Self::Real>) -> Lse;
 
-    fn stats(lse: Lse) -> RowStats<Self::Real>;
+    fn saved(lse: Lse) -> LogSumExp<Self::Real>;
 }
 
 #[inline(always)]
@@ -208,8 +208,8 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
         };
         let trained = row.run(s, gradient);
         if job.saved.is_none() {
-            let stats = T::stats(trained.lse);
-            job.out.write_trained(i, trained, stats);
+            let saved = T::saved(trained.lse);
+            job.out.write_trained(i, trained, saved);
         }
     }
     if job.gradient.as_ref().is_some_and(|gradient| gradient.store == Store::Stream) {

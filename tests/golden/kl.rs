@@ -8,7 +8,7 @@ use crate::number::{Number, bits, error};
 use crate::terms::{Terms, probability_slack};
 use crate::worst::{Bound, Worst};
 use xent::{
-    Backend, CrossEntropy, Gradient, Logits, LogitsMut, Reduction, RowOutputs, RowStats, Targets,
+    Backend, CrossEntropy, Gradient, LogSumExp, Logits, LogitsMut, Reduction, RowOutputs, Targets,
 };
 
 /// In ULP of the cross-entropy; 1.27 seen, of which the rounding of the targets is up to 1.
@@ -63,8 +63,8 @@ pub(crate) fn kl_case<T: Number>(backend: Backend, case: &Case, file: &Tensors, 
     let view = Logits::new(&logits, rows, classes).unwrap();
     let targets = Targets::probs(T::floats(&rounded));
     let (mut losses, mut g) = (vec![T::default(); rows], vec![T::default(); rows * classes]);
-    let mut stats = vec![RowStats::default(); rows];
-    let wanted = RowOutputs::new().losses(&mut losses).stats(&mut stats);
+    let mut stats = vec![LogSumExp::default(); rows];
+    let wanted = RowOutputs::new().losses(&mut losses).saved(&mut stats);
     let gradient = Gradient::new(LogitsMut::new(&mut g, rows, classes).unwrap());
     let loss = ce.forward_backward(view, targets, gradient, wanted).unwrap().loss();
 

@@ -7,8 +7,8 @@ use crate::terms::Terms;
 use crate::transforms::check_logsumexp;
 use crate::worst::{Bound, Worst};
 use xent::{
-    Backend, CrossEntropy, Evaluation, Gradient, Logits, LogitsMut, Reduction, RowOutputs,
-    RowStats, Targets, Upstream,
+    Backend, CrossEntropy, Evaluation, Gradient, LogSumExp, Logits, LogitsMut, Reduction,
+    RowOutputs, Targets, Upstream,
 };
 
 /// Row losses and log-probabilities; 0.62 seen, 0.5 of which is the rounding to the type.
@@ -313,20 +313,20 @@ fn gradients<T: Number>(
     let view = Logits::new(&inputs.logits, rows, classes).unwrap();
     // What was there before has to go.
     let nan = || vec![T::round(f64::NAN); rows * classes];
-    let (mut stats, mut losses) = (vec![RowStats::default(); rows], vec![T::default(); rows]);
-    let wanted = RowOutputs::new().stats(&mut stats).losses(&mut losses);
+    let (mut stats, mut losses) = (vec![LogSumExp::default(); rows], vec![T::default(); rows]);
+    let wanted = RowOutputs::new().saved(&mut stats).losses(&mut losses);
     let saved = ce.evaluate(view, targets, wanted).unwrap();
     assert_eq!(saved.loss().to_bits(), evaluation.loss().to_bits(), "{name}");
 
     let mut fused = nan();
     let (mut fused_stats, mut fused_losses) = (stats.clone(), losses.clone());
-    let wanted = RowOutputs::new().stats(&mut fused_stats).losses(&mut fused_losses);
+    let wanted = RowOutputs::new().saved(&mut fused_stats).losses(&mut fused_losses);
     let to = LogitsMut::new(&mut fused, rows, classes).unwrap();
     let gradient = Gradient::new(to).upstream(upstream);
     let both = ce.forward_backward(view, targets, gradient, wanted).unwrap();
     assert_eq!(both.loss().to_bits(), evaluation.loss().to_bits(), "{name}");
     assert_eq!(bits(&fused_losses), bits(&losses), "{name}");
-    let stats_bits = |stats: &[RowStats<T>]| -> Vec<u64> {
+    let stats_bits = |stats: &[LogSumExp<T>]| -> Vec<u64> {
         stats.iter().flat_map(|s| [s.hi.bits(), s.lo.bits()]).collect()
     };
     assert_eq!(stats_bits(&fused_stats), stats_bits(&stats), "{name}");

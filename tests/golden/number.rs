@@ -21,7 +21,7 @@ pub(crate) trait Number: Real + LowerExp {
     /// Bounds are those of `f32`, but at most this. Of `f64` no error was seen beyond what the references
     /// may be off by.
     const MOST: f64;
-    /// What the two numbers of [`xent::RowStats`] may be off by, relative to the logsumexp.
+    /// What the two numbers of [`xent::LogSumExp`] may be off by, relative to the logsumexp.
     const SAVED: f64;
     /// The logsumexp from which on they are off by more.
     const HUGE: f64;

@@ -3,7 +3,7 @@
 use super::common;
 use std::fmt::Debug;
 use xent::{
-    Backend, CrossEntropy, Error, Gradient, Logits, LogitsMut, Reduction, RowOutputs, RowStats,
+    Backend, CrossEntropy, Error, Gradient, LogSumExp, Logits, LogitsMut, Reduction, RowOutputs,
     Softmax, SparseProbs, Targets, Upstream,
 };
 
@@ -217,10 +217,10 @@ fn output_length() {
         fails(evaluate(RowOutputs::new().argmax(&mut i)), error, &text);
         let (error, text) = wrong_length("z_losses", len, 2);
         fails(evaluate(RowOutputs::new().z_losses(&mut f)), error, &text);
-        let mut stats = vec![RowStats { hi: 7.0, lo: 7.0 }; len];
-        let (error, text) = wrong_length("stats", len, 2);
-        fails(evaluate(RowOutputs::new().stats(&mut stats)), error, &text);
-        assert_eq!(stats, vec![RowStats { hi: 7.0, lo: 7.0 }; len]);
+        let mut stats = vec![LogSumExp { hi: 7.0, lo: 7.0 }; len];
+        let (error, text) = wrong_length("saved", len, 2);
+        fails(evaluate(RowOutputs::new().saved(&mut stats)), error, &text);
+        assert_eq!(stats, vec![LogSumExp { hi: 7.0, lo: 7.0 }; len]);
 
         let (error, text) = wrong_length("logsumexp", len, 2);
         fails(Softmax::new().logsumexp(two_rows(), &mut f), error, &text);
@@ -243,10 +243,10 @@ fn refused<'a>(ce: &CrossEntropy, targets: impl Into<Targets<'a>>, error: Error,
         let ce = ce.clone().backend(backend);
         fails(ce.forward(two_rows(), targets), error.clone(), text);
         let (mut losses, mut z_losses) = ([7.0; 2], [7.0; 2]);
-        let mut stats = [RowStats { hi: 7.0, lo: 7.0 }; 2];
+        let mut stats = [LogSumExp { hi: 7.0, lo: 7.0 }; 2];
         fails(ce.forward_into(two_rows(), targets, &mut losses), error.clone(), text);
         let outputs = RowOutputs::new().losses(&mut losses).z_losses(&mut z_losses);
-        let outputs = outputs.stats(&mut stats);
+        let outputs = outputs.saved(&mut stats);
         fails(ce.evaluate(two_rows(), targets, outputs), error.clone(), text);
         let mut g = [7.0; 6];
         let to = || RowOutputs::new();
@@ -259,7 +259,7 @@ fn refused<'a>(ce: &CrossEntropy, targets: impl Into<Targets<'a>>, error: Error,
         let in_place = LogitsMut::new(&mut g, 2, 3).unwrap();
         fails(ce.backward_in_place(in_place, targets, &stats, 1.0), error.clone(), text);
         assert_eq!((losses, z_losses, g), ([7.0; 2], [7.0; 2], [7.0; 6]));
-        assert_eq!(stats, [RowStats { hi: 7.0, lo: 7.0 }; 2]);
+        assert_eq!(stats, [LogSumExp { hi: 7.0, lo: 7.0 }; 2]);
     }
 }
 
@@ -295,7 +295,7 @@ fn input_length() {
 
     for len in [0, 1, 3] {
         let mut g = [7.0; 6];
-        let (stats, upstream) = (vec![RowStats::default(); len], vec![1.0_f32; len]);
+        let (stats, upstream) = (vec![LogSumExp::default(); len], vec![1.0_f32; len]);
         let what = "row statistics";
         let text = format!("{what}: {len} values instead of 2");
         let error = Error::InputLength { what, len, expected: 2 };
@@ -311,7 +311,7 @@ fn input_length() {
         let outputs = RowOutputs::new();
         fails(ce.forward_backward(two_rows(), &ids, gradient, outputs), error.clone(), &text);
         let in_place = LogitsMut::new(&mut g, 2, 3).unwrap();
-        let stats = [RowStats::default(); 2];
+        let stats = [LogSumExp::default(); 2];
         let rows = Upstream::rows(&upstream);
         fails(ce.backward_in_place(in_place, &ids, &stats, rows), error, &text);
         assert_eq!(g, [7.0; 6]);
@@ -346,7 +346,7 @@ fn gradient_shape() {
         let ce = CrossEntropy::new();
         fails(ce.forward_backward(two_rows(), &ids, gradient, outputs), error.clone(), &text);
         let gradient = Gradient::new(LogitsMut::new(&mut g, rows, vocab).unwrap());
-        let stats = [RowStats::default(); 2];
+        let stats = [LogSumExp::default(); 2];
         fails(ce.backward(two_rows(), &ids, &stats, gradient), error, &text);
         assert_eq!((g, losses), (vec![7.0; rows * vocab], [7.0; 2]));
     }
@@ -372,7 +372,7 @@ fn probability_targets_without_classes() {
             error.clone(),
             text,
         );
-        let stats = [RowStats::default(); 2];
+        let stats = [LogSumExp::default(); 2];
         fails(ce.backward(logits, targets, &stats, Gradient::new(empty())), error.clone(), text);
         fails(ce.backward_in_place(empty(), targets, &stats, 1.0), error, text);
         assert_eq!(losses, [7.0; 2]);

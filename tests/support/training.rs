@@ -3,7 +3,7 @@
 
 use crate::common::{Rng, any_target};
 use xent::reference::{Options, Target};
-use xent::{Backend, CrossEntropy, Gradient, Logits, LogitsMut, RowOutputs, RowStats};
+use xent::{Backend, CrossEntropy, Gradient, LogSumExp, Logits, LogitsMut, RowOutputs};
 use xent::{Evaluation, SparseProbs, Targets};
 
 /// Options, with the numbers that they refer to in both precisions.
@@ -213,7 +213,7 @@ pub struct Trained {
     pub logprobs: Vec<f32>,
     pub logsumexp: Vec<f32>,
     pub argmax: Vec<i64>,
-    pub stats: Vec<RowStats>,
+    pub stats: Vec<LogSumExp>,
     pub gradient: Vec<f32>,
     pub evaluation: Evaluation,
 }
@@ -246,7 +246,7 @@ pub fn train<'a, 'u>(
     let zeros = vec![0.0; rows];
     let (mut losses, mut z_losses) = (zeros.clone(), zeros.clone());
     let (mut logprobs, mut logsumexp, mut argmax) = (zeros.clone(), zeros, vec![0; rows]);
-    let mut stats = vec![RowStats::default(); rows];
+    let mut stats = vec![LogSumExp::default(); rows];
     // What is there before is of no consequence.
     let mut gradient = vec![f32::NAN; rows * vocab];
     let outputs = RowOutputs::new()
@@ -255,7 +255,7 @@ pub fn train<'a, 'u>(
         .logprobs(&mut logprobs)
         .logsumexp(&mut logsumexp)
         .argmax(&mut argmax)
-        .stats(&mut stats);
+        .saved(&mut stats);
     let to = LogitsMut::new(&mut gradient, rows, vocab).unwrap();
     let to = Gradient::new(to).upstream(upstream.into());
     let evaluation = ce.forward_backward(logits, targets, to, outputs).unwrap();

@@ -7,8 +7,8 @@ use crate::kernel::probs::Probs;
 use crate::kernel::sum::{BLOCK, Lse, ranges};
 use crate::kernel::train::{self, Minus, Pass, RowKernel, Weights};
 use crate::kernel::transform::{Allowed, Staged, Transform};
+use crate::saved::LogSumExp;
 use crate::simd::Simd;
-use crate::stats::RowStats;
 
 impl<S: Simd> RowKernel<S> for f64 {
     #[inline(always)]
@@ -143,12 +143,12 @@ impl<S: Simd> RowKernel<S> for f64 {
     }
 
     #[inline(always)]
-    fn lse(stats: &RowStats<f64>) -> Lse {
+    fn lse(stats: &LogSumExp<f64>) -> Lse {
         Lse { hi: stats.hi, lo: stats.lo }
     }
 
     #[inline(always)]
-    fn stats(lse: Lse) -> RowStats<f64> {
-        RowStats { hi: lse.hi, lo: lse.lo }
+    fn saved(lse: Lse) -> LogSumExp<f64> {
+        LogSumExp { hi: lse.hi, lo: lse.lo }
     }
 }

@@ -11,19 +11,19 @@
 /// [`CrossEntropy::backward`]: crate::CrossEntropy::backward
 ///
 /// ```
-/// use xent::{CrossEntropy, Logits, RowOutputs, RowStats};
+/// use xent::{CrossEntropy, Logits, RowOutputs, LogSumExp};
 ///
 /// let x = [1.0_f32, 2.0, 3.0];
-/// let mut stats = [RowStats::default()];
-/// CrossEntropy::new().evaluate(Logits::new(&x, 1, 3)?, &[2i64], RowOutputs::new().stats(&mut stats))?;
-/// let RowStats { hi, lo } = stats[0];
+/// let mut saved = [LogSumExp::default()];
+/// CrossEntropy::new().evaluate(Logits::new(&x, 1, 3)?, &[2i64], RowOutputs::new().saved(&mut saved))?;
+/// let LogSumExp { hi, lo } = saved[0];
 /// assert_eq!(hi, 3.407606);
 /// assert!((f64::from(hi) + f64::from(lo) - 3.4076059644443806).abs() < 1e-7);
-/// assert_eq!(size_of::<RowStats>(), 8);
+/// assert_eq!(size_of::<LogSumExp>(), 8);
 /// # Ok::<(), xent::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct RowStats<R = f32> {
+pub struct LogSumExp<R = f32> {
     /// The logsumexp, rounded.
     pub hi: R,
     /// What rounding took from it.
