@@ -200,6 +200,7 @@ struct Entries {
     transpose_f32: unsafe fn(&mut Transpose<'_, f32>),
     transpose_u16: unsafe fn(&mut Transpose<'_, u16>),
     scaled_exp_f64: unsafe fn(&double::grad::ScaledExp<'_>, double::grad::Place<'_>),
+    compare: unsafe fn(&mut double::compare::Job<'_>),
 }
 
 /// The kernels of a backend that this machine can run: [`Backend::kernels`] makes no others.
@@ -250,6 +251,7 @@ safe_entries! {
     transpose_f32(job: &mut Transpose<'_, f32>);
     transpose_u16(job: &mut Transpose<'_, u16>);
     scaled_exp_f64(terms: &double::grad::ScaledExp<'_>, place: double::grad::Place<'_>);
+    compare(job: &mut double::compare::Job<'_>);
 }
 
 /// One module per backend: its entry functions, and its detection from the same feature list.
@@ -335,6 +337,10 @@ macro_rules! backend {
             unsafe fn scaled_exp_f64(terms: &double::grad::ScaledExp<'_>, place: double::grad::Place<'_>) {
                 double::grad::scaled_exp($token, terms, place);
                 crate::simd::Simd64::fence($token);
+            }
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn compare(job: &mut double::compare::Job<'_>) {
+                double::compare::run($token, job);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn forward_bf16(job: &mut forward::Job<'_, bf16>) {
@@ -425,6 +431,7 @@ macro_rules! backend {
                 transpose_f32,
                 transpose_u16,
                 scaled_exp_f64,
+                compare,
             };
         }
     };

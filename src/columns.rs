@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::backend::Kernels;
+use crate::kernel::double::compare::{self, AnyLogits, for_any};
 use crate::kernel::gradient::Store;
 use crate::kernel::train::GradientRows;
 use crate::kernel::transpose::{Outer, Transpose};
@@ -395,4 +396,49 @@ fn panel_rows(vocab: usize, bytes: usize) -> usize {
     let most = (MOST / row).max(LEAST);
     let rows = (PANEL / row).max(LEAST).saturating_mul(threads);
     1 << rows.min(most).ilog2()
+}
+
+/// Compares two matrices, of which each may be columns.
+pub(crate) fn compare(kernels: Kernels, job: compare::Job<'_>) {
+    for_any!(job.base, logits => run(kernels, ByBase(job), logits.columns(), None));
+}
+
+/// A comparison whose base may be columns; in a panel of it, the other may be.
+struct ByBase<'a>(compare::Job<'a>);
+
+/// A comparison whose other logits may be columns.
+struct ByOther<'a>(compare::Job<'a>);
+
+macro_rules! rows_of_job {
+    ($($by:ident)*) => {$(
+        impl Rows for $by<'_> {
+            fn rows(&self) -> usize {
+                self.0.rows()
+            }
+            fn vocab(&self) -> usize {
+                self.0.vocab()
+            }
+            fn split_at(self, row: usize) -> (Self, Self) {
+                let (a, b) = self.0.split_at(row);
+                ($by(a), $by(b))
+            }
+        }
+    )*};
+}
+rows_of_job!(ByBase ByOther);
+
+impl<T: Element> Panels<T> for ByBase<'_> {
+    fn run(self, kernels: Kernels, x: Option<Logits<'_, T>>, _: Option<LogitsMut<'_, T>>) {
+        let ByBase(job) = self;
+        let job = compare::Job { base: x.map_or(job.base, T::any), ..job };
+        for_any!(job.other, logits => run(kernels, ByOther(job), logits.columns(), None));
+    }
+}
+
+impl<T: Element> Panels<T> for ByOther<'_> {
+    fn run(self, kernels: Kernels, x: Option<Logits<'_, T>>, _: Option<LogitsMut<'_, T>>) {
+        let ByOther(job) = self;
+        let job = compare::Job { other: x.map_or(job.other, T::any), ..job };
+        for_each_group(job, &|job: &mut compare::Job<'_>| kernels.compare(job));
+    }
 }

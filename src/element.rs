@@ -52,9 +52,11 @@ impl Real for f64 {}
 pub(crate) mod sealed {
     use super::Floats;
     use crate::backend::Kernels;
+    use crate::kernel::double::compare::AnyLogits;
     use crate::kernel::softmax::AnyJob;
     use crate::kernel::transpose::Transpose;
     use crate::kernel::{forward, softmax, train};
+    use crate::logits::Logits;
     use half::slice::HalfFloatSliceExt;
     use half::{bf16, f16};
 
@@ -93,6 +95,13 @@ pub(crate) mod sealed {
         where
             Self: super::Element;
 
+        /// As what kernels for all types take.
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn any(logits: Logits<'_, Self>) -> AnyLogits<'_>
+        where
+            Self: super::Element;
+
         /// Whether there is a kernel for the loss without options and gradient alone.
         #[doc(hidden)]
         const HAS_FORWARD: bool = false;
@@ -119,7 +128,7 @@ pub(crate) mod sealed {
     }
 
     macro_rules! single_precision {
-        ($($type:ty: $forward:ident $forward_argmax:ident $train:ident,
+        ($($type:ty: $any:ident $forward:ident $forward_argmax:ident $train:ident,
             $softmax:expr, $log_softmax:expr, $logsumexp:expr, $transpose:expr;)*) => {$(
             #[expect(private_interfaces, reason = "other crates cannot call it")]
             impl Element for $type {
@@ -138,6 +147,9 @@ pub(crate) mod sealed {
                 fn transpose(kernels: Kernels, job: &mut Transpose<'_, $type>) {
                     $transpose(kernels, job);
                 }
+                fn any(logits: Logits<'_, $type>) -> AnyLogits<'_> {
+                    AnyLogits::$any(logits)
+                }
 
                 const HAS_FORWARD: bool = true;
 
@@ -153,13 +165,13 @@ pub(crate) mod sealed {
         )*};
     }
     single_precision! {
-        f32: forward forward_argmax train,
+        f32: F32 forward forward_argmax train,
             Kernels::softmax, Kernels::log_softmax, Kernels::logsumexp, Kernels::transpose_f32;
-        bf16: forward_bf16 forward_argmax_bf16 train_bf16,
+        bf16: Bf16 forward_bf16 forward_argmax_bf16 train_bf16,
             |kernels: Kernels, job| kernels.softmax_bf16(AnyJob::Softmax(job)),
             |kernels: Kernels, job| kernels.softmax_bf16(AnyJob::LogSoftmax(job)),
             |kernels: Kernels, job| kernels.softmax_bf16(AnyJob::LogSumExp(job)), transpose_bits;
-        f16: forward_f16 forward_argmax_f16 train_f16,
+        f16: F16 forward_f16 forward_argmax_f16 train_f16,
             |kernels: Kernels, job| kernels.softmax_f16(AnyJob::Softmax(job)),
             |kernels: Kernels, job| kernels.softmax_f16(AnyJob::LogSoftmax(job)),
             |kernels: Kernels, job| kernels.softmax_f16(AnyJob::LogSumExp(job)), transpose_bits;
@@ -210,6 +222,9 @@ pub(crate) mod sealed {
         }
         fn transpose(_: Kernels, job: &mut Transpose<'_, f64>) {
             job.run_scalar();
+        }
+        fn any(logits: Logits<'_, f64>) -> AnyLogits<'_> {
+            AnyLogits::F64(logits)
         }
     }
 

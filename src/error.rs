@@ -214,6 +214,40 @@ pub enum Error {
         /// Those that can be had.
         available: &'static [Backend],
     },
+    /// Not even the offset where the first sequence begins.
+    #[error("no offsets: n sequences have n + 1 of them")]
+    NoOffsets,
+    /// A sequence ends before it begins.
+    #[error("offset {index} is {offset}, less than the {before} before it")]
+    OffsetOrder {
+        /// The first such offset.
+        index: usize,
+        /// The row it names.
+        offset: usize,
+        /// The one that the offset before it names.
+        before: usize,
+    },
+    /// Sequences do not begin with the first row, or do not end with the last one.
+    #[error("offset {index} is {offset} instead of {expected}: sequences must take up all rows")]
+    OffsetBound {
+        /// Which offset: the first or the last.
+        index: usize,
+        /// The row it names.
+        offset: usize,
+        /// 0, or the number of rows.
+        expected: usize,
+    },
+    /// Two matrices that are compared are not of the same shape.
+    #[error("the base is {} x {}, but the other is {} x {}", base.0, base.1, other.0, other.1)]
+    ComparedShape {
+        /// Rows and classes of the base.
+        base: (usize, usize),
+        /// Rows and classes of the other.
+        other: (usize, usize),
+    },
+    /// Two models are compared at targets that are probabilities.
+    #[error("models are compared at targets that are classes, not probabilities")]
+    ComparedProbs,
 }
 
 impl Error {

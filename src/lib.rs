@@ -6,6 +6,8 @@
 mod allowed;
 mod backend;
 mod columns;
+mod compare;
+mod comparison;
 mod cross_entropy;
 mod element;
 mod error;
@@ -18,6 +20,7 @@ mod math;
 pub mod reference;
 mod rows;
 mod saved;
+mod sequences;
 mod simd;
 mod softmax;
 mod targets;
@@ -29,6 +32,8 @@ struct Layouts;
 
 pub use allowed::AllowedTokens;
 pub use backend::Backend;
+pub use compare::{Compare, CompareOutputs};
+pub use comparison::{AtTargets, Comparison, Estimate};
 pub use cross_entropy::{CrossEntropy, EmptyMean, Reduction, RowOutputs};
 pub use element::{Element, Real};
 pub use error::Error;
@@ -38,6 +43,7 @@ pub use gradient::{Gradient, Upstream};
 pub use half::{bf16, f16};
 pub use logits::{Logits, LogitsMut};
 pub use saved::LogSumExp;
+pub use sequences::SequenceScore;
 pub use softmax::Softmax;
 pub use targets::{Ids, ShiftedIds, SparseProbs, Targets};
 

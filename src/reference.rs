@@ -449,3 +449,106 @@ pub fn ulp_error_f64(got: f64, exact: Precise) -> f64 {
     let unit = (magnitude.next_up() - magnitude).min(f64::MAX - f64::MAX.next_down());
     ((got - exact.hi) - exact.lo).abs() / unit
 }
+
+/// `ln p[j]` of a row.
+fn log_probs(logits: &[impl Copy + Into<f64>]) -> Vec<Dd> {
+    let logits: Vec<f64> = logits.iter().map(|&x| x.into()).collect();
+    log_softmax_f64(&logits).into_iter().map(|Precise { hi, lo }| Dd { hi, lo }).collect()
+}
+
+/// `p[j]`, from its logarithm; 0 below 2^-1022.
+fn prob(log_p: Dd) -> Dd {
+    let p = if log_p.hi == f64::NEG_INFINITY { Dd::ZERO } else { log_p.exp() };
+    if p.hi < f64::MIN_POSITIVE { Dd::ZERO } else { p }
+}
+
+/// The sum over the classes of what `f` makes of `ln p[j]` and `ln q[j]`; NaN if either row has no softmax.
+fn sum_pairs(
+    base: &[impl Copy + Into<f64>],
+    other: &[impl Copy + Into<f64>],
+    f: impl Fn(Dd, Dd) -> Dd,
+) -> f64 {
+    assert_eq!(base.len(), other.len(), "rows of one length");
+    let (p, q) = (log_probs(base), log_probs(other));
+    if p.is_empty() || p.iter().chain(&q).any(|x| x.hi.is_nan()) {
+        return f64::NAN;
+    }
+    let mut sum = Dd::ZERO;
+    for (&p, &q) in p.iter().zip(&q) {
+        let term = f(p, q);
+        if term.hi.is_infinite() {
+            return term.hi;
+        }
+        sum = sum + term;
+    }
+    sum.hi
+}
+
+/// `KL(P||Q) = sum_j p[j] (ln p[j] - ln q[j])` of the softmax of two rows, to the last place but one of `f64`: for
+/// [`Compare`](crate::Compare). 0 where `p` is 0, +inf where only `q` is.
+///
+/// ```
+/// let kl = xent::reference::kl(&[0.0, 0.0], &[3f64.ln(), 0.0]);
+/// assert!((kl - 0.5 * (4f64 / 3.0).ln()).abs() < 1e-16);
+/// ```
+///
+/// # Panics
+/// If the rows are not of one length.
+pub fn kl(base: &[impl Copy + Into<f64>], other: &[impl Copy + Into<f64>]) -> f64 {
+    sum_pairs(base, other, |log_p, log_q| {
+        let p = prob(log_p);
+        if p.hi == 0.0 {
+            Dd::ZERO
+        } else if log_q.hi == f64::NEG_INFINITY {
+            Dd::new(f64::INFINITY)
+        } else {
+            p * (log_p - log_q)
+        }
+    })
+}
+
+/// The Jensen-Shannon divergence `beta KL(P||M) + (1 - beta) KL(Q||M)` with `M = beta P + (1 - beta) Q`; as
+/// [`Compare::beta`](crate::Compare::beta) says at 0 and 1.
+///
+/// ```
+/// let nothing_in_common = xent::reference::jsd(&[0.0, f64::NEG_INFINITY], &[f64::NEG_INFINITY, 0.0], 0.5);
+/// assert_eq!(nothing_in_common, 2f64.ln());
+/// ```
+///
+/// # Panics
+/// As [`kl`].
+pub fn jsd(base: &[impl Copy + Into<f64>], other: &[impl Copy + Into<f64>], beta: f64) -> f64 {
+    if beta == 0.0 {
+        return kl(base, other);
+    }
+    if beta == 1.0 {
+        return kl(other, base);
+    }
+    sum_pairs(base, other, |log_p, log_q| {
+        let (p, q) = (prob(log_p), prob(log_q));
+        let rest = Dd::sum(1.0, -beta);
+        let m = p * beta + q * rest;
+        // Nothing beside the others, and beyond the range of the logarithm.
+        if m.hi < 1e-290 {
+            return Dd::ZERO;
+        }
+        let log_m = m.ln();
+        let part = |p: Dd, log_p: Dd| if p.hi == 0.0 { p } else { p * (log_p - log_m) };
+        part(p, log_p) * beta + part(q, log_q) * rest
+    })
+}
+
+/// The total variation `1/2 sum_j |p[j] - q[j]|`.
+///
+/// ```
+/// assert!((xent::reference::total_variation(&[0.0, 0.0], &[3f64.ln(), 0.0]) - 0.25).abs() < 1e-16);
+/// ```
+///
+/// # Panics
+/// As [`kl`].
+pub fn total_variation(base: &[impl Copy + Into<f64>], other: &[impl Copy + Into<f64>]) -> f64 {
+    0.5 * sum_pairs(base, other, |log_p, log_q| {
+        let d = prob(log_p) - prob(log_q);
+        if d.hi < 0.0 { -d } else { d }
+    })
+}

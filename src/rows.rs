@@ -1,6 +1,7 @@
 //! Groups of rows: over the cores with rayon, or one after the other.
 #![forbid(unsafe_code)]
 
+use crate::kernel::double::compare;
 use crate::kernel::forward::Row;
 use crate::kernel::train::{GradientRows, Trained, UpstreamRows};
 use crate::kernel::{forward, softmax, train};
@@ -305,6 +306,77 @@ impl<T: Element> Rows for softmax::LogSumExpJob<'_, T> {
         (
             softmax::LogSumExpJob { logits: logits_a, out: out_a, allowed: allowed_a },
             softmax::LogSumExpJob { logits: logits_b, out: out_b, allowed: allowed_b },
+        )
+    }
+}
+
+impl<'a> compare::Outputs<'a> {
+    fn split_at(self, row: usize) -> (Self, Self) {
+        let (kl_a, kl_b) = split(self.kl, row);
+        let (reverse_kl_a, reverse_kl_b) = split(self.reverse_kl, row);
+        let (jsd_a, jsd_b) = split(self.jsd, row);
+        let (total_variation_a, total_variation_b) = split(self.total_variation, row);
+        let (base_logprobs_a, base_logprobs_b) = split(self.base_logprobs, row);
+        let (other_logprobs_a, other_logprobs_b) = split(self.other_logprobs, row);
+        let (delta_p_a, delta_p_b) = split(self.delta_p, row);
+        let (same_top_a, same_top_b) = split(self.same_top, row);
+        let a = compare::Outputs {
+            kl: kl_a,
+            reverse_kl: reverse_kl_a,
+            jsd: jsd_a,
+            total_variation: total_variation_a,
+            base_logprobs: base_logprobs_a,
+            other_logprobs: other_logprobs_a,
+            delta_p: delta_p_a,
+            same_top: same_top_a,
+        };
+        let b = compare::Outputs {
+            kl: kl_b,
+            reverse_kl: reverse_kl_b,
+            jsd: jsd_b,
+            total_variation: total_variation_b,
+            base_logprobs: base_logprobs_b,
+            other_logprobs: other_logprobs_b,
+            delta_p: delta_p_b,
+            same_top: same_top_b,
+        };
+        (a, b)
+    }
+}
+
+impl Rows for compare::Job<'_> {
+    fn rows(&self) -> usize {
+        self.base.rows()
+    }
+    fn vocab(&self) -> usize {
+        self.base.vocab()
+    }
+    fn split_at(self, row: usize) -> (Self, Self) {
+        let (base_a, base_b) = self.base.split_at(row);
+        let (other_a, other_b) = self.other.split_at(row);
+        let (targets_a, targets_b) = self.targets.map(|targets| targets.split_at(row)).unzip();
+        let (allowed_a, allowed_b) = self.allowed.map(|allowed| allowed.split_at(row)).unzip();
+        let (out_a, out_b) = self.out.split_at(row);
+        let (rate, beta) = (self.rate, self.beta);
+        (
+            compare::Job {
+                base: base_a,
+                other: other_a,
+                targets: targets_a,
+                allowed: allowed_a,
+                rate,
+                beta,
+                out: out_a,
+            },
+            compare::Job {
+                base: base_b,
+                other: other_b,
+                targets: targets_b,
+                allowed: allowed_b,
+                rate,
+                beta,
+                out: out_b,
+            },
         )
     }
 }

@@ -3,6 +3,7 @@
 //! The same ideas as for rows of `f32`, with fewer of their refinements: here arithmetic is the limit,
 //! not memory, and a row ends in double-double (`math/double_double.rs`).
 
+pub(crate) mod compare;
 pub(crate) mod exp;
 pub(crate) mod grad;
 pub(crate) mod scan;
