@@ -17,6 +17,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Score(Score),
+    Compare(crate::compare::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -253,7 +254,7 @@ impl fmt::Display for Reduction {
     }
 }
 
-fn classes(text: &str) -> Result<usize, String> {
+pub(crate) fn classes(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("a row has at least 1 class".to_owned()),
         Ok(classes) => Ok(classes),
@@ -261,12 +262,12 @@ fn classes(text: &str) -> Result<usize, String> {
     }
 }
 
-fn shift(text: &str) -> Result<usize, String> {
+pub(crate) fn shift(text: &str) -> Result<usize, String> {
     // A file after a plain `--shift` is taken for its value.
     text.parse().map_err(|error| format!("{error}; before a file name write --shift=1"))
 }
 
-fn available_backend(name: &str) -> Result<Backend, xent::Error> {
+pub(crate) fn available_backend(name: &str) -> Result<Backend, xent::Error> {
     let backend: Backend = name.parse()?;
     if backend.is_available() {
         Ok(backend)
@@ -282,7 +283,9 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let paragraphs = text.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
     let said = paragraphs.filter(|p| !p.starts_with("Usage:") && !p.starts_with("For more"));
-    said.filter(|p| !p.is_empty()).collect::<Vec<_>>().join("; ") + "; see `xent score --help`"
+    let command = std::env::args_os().nth(1).filter(|command| command == "compare");
+    let help = if command.is_some() { "xent compare --help" } else { "xent score --help" };
+    said.filter(|p| !p.is_empty()).collect::<Vec<_>>().join("; ") + &format!("; see `{help}`")
 }
 
 #[cfg(test)]

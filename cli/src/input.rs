@@ -231,7 +231,7 @@ pub(crate) fn logits<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<Tensor
 const LOGITS: &str = "F32, F64, BF16 or F16 [rows, vocab] or [batch, time, vocab]";
 
 impl Layout {
-    fn new(logits: &TensorView<'_>, args: &Score) -> Result<Self, Error> {
+    pub(crate) fn new(logits: &TensorView<'_>, args: &Score) -> Result<Self, Error> {
         let (rows, sequence, stored) = match *logits.shape() {
             [rows, stored] => (rows, rows, stored),
             // No more than can be counted, even of rows without classes: such a file is not valid.
@@ -423,7 +423,7 @@ fn wrong(name: &str, view: &TensorView<'_>, expected: &str) -> Error {
     Error::Tensor { name: name.to_owned(), found: describe(view), expected: expected.to_owned() }
 }
 
-fn describe(view: &TensorView<'_>) -> String {
+pub(crate) fn describe(view: &TensorView<'_>) -> String {
     format!("{} {:?}", view.dtype(), view.shape())
 }
 

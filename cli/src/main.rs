@@ -1,8 +1,10 @@
-//! `xent score`: loss, perplexity and accuracy of logits that any framework wrote to a file.
+//! `xent score`: loss, perplexity and accuracy of logits that any framework wrote to a file; `xent compare`: how
+//! far those of one model are from those of another.
 #![deny(unsafe_code)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 mod args;
+mod compare;
 mod gradient;
 mod input;
 mod number;
@@ -47,7 +49,7 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let error = match Args::try_parse() {
-        Ok(Args { command: Command::Score(args) }) => match score(&args) {
+        Ok(Args { command }) => match run(&command) {
             Ok(()) => return ExitCode::SUCCESS,
             // Whoever read the output has seen enough of it.
             Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -65,6 +67,13 @@ fn main() -> ExitCode {
     );
     complain(&error.to_string());
     ExitCode::from(if usage { USAGE } else { DATA })
+}
+
+fn run(command: &Command) -> Result<(), Error> {
+    match command {
+        Command::Score(args) => score(args),
+        Command::Compare(args) => compare::run(args),
+    }
 }
 
 fn bad_usage(error: &clap::Error) -> ExitCode {

@@ -1,0 +1,492 @@
+//! `xent compare`: how far the logits of one model are from those of another.
+#![forbid(unsafe_code)]
+
+use crate::args::{self, Gradient, Loss, Reduction, Score};
+use crate::input::{self, Answers, Derivative, Ids, Input, Layout};
+use crate::number::Logit;
+use crate::{Error, in_pool};
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use xent::{AtTargets, Backend, CompareOutputs, Comparison, Estimate};
+
+const EXAMPLES: &str = "\
+Examples:
+  xent compare f16.safetensors q4.safetensors
+  xent compare f16.safetensors q4.safetensors --targets input_ids --shift --vocab 50257
+  xent compare teacher.safetensors student.safetensors --temperature 2 --json | jq .kl.mean
+  xent compare both.safetensors both.safetensors --logits f16 --other-logits q4
+
+Exit status: 0 if the files were compared, 1 if a file is at fault, 2 if the command line is.";
+
+/// How far the logits of one model, Q, are from those of another, the base
+///
+/// Prints what `llama-perplexity --kl-divergence` does, with its formulas. Both files hold logits as `xent
+/// score` takes them, of as many rows and classes; their types may differ. Targets, if there are any, are in
+/// the file of the base: without them there are no perplexities and no probabilities of tokens, and all
+/// rows count. KLD is KL(base||Q) of a row, in nats; Δp is the probability of the target under Q less that under
+/// the base; `Same top p` counts rows with the same most probable class. Standard errors follow the ±, where there
+/// is more than one row. Everything is computed in f64, from files that are mapped into memory.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The safetensors file of the base
+    #[arg(value_name = "BASE.safetensors")]
+    base: PathBuf,
+
+    /// The safetensors file of the model that is compared with it
+    #[arg(value_name = "OTHER.safetensors")]
+    other: PathBuf,
+
+    /// Name of the logits tensor
+    #[arg(long, value_name = "NAME", default_value = "logits")]
+    logits: String,
+
+    /// Name of the logits tensor in OTHER, if that is another one
+    #[arg(long, value_name = "NAME")]
+    other_logits: Option<String>,
+
+    /// Name of the targets tensor in BASE [default: targets, if there is one]
+    #[arg(long, value_name = "NAME")]
+    targets: Option<String>,
+
+    /// Classes of a row that are used: the first N, the rest is padding [default: all]
+    #[arg(long, value_name = "N", value_parser = args::classes, allow_negative_numbers = true)]
+    vocab: Option<usize>,
+
+    /// Targets are the tokens that went into the models: row i predicts token i + K [default K: 1]
+    #[arg(
+        long,
+        value_name = "K",
+        num_args = 0..=1,
+        default_missing_value = "1",
+        value_parser = args::shift,
+        allow_negative_numbers = true
+    )]
+    shift: Option<usize>,
+
+    /// Target of the rows to leave out
+    #[arg(long, value_name = "I", default_value_t = -100, allow_negative_numbers = true)]
+    ignore_index: i64,
+
+    /// Divides the logits of both, T > 0 [default: 1]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f64>,
+
+    /// Share of the base in the mixture M of the Jensen-Shannon divergence, 0 to 1
+    ///
+    /// It is B KL(base||M) + (1 - B) KL(Q||M); at 0 KL(base||Q), and at 1 KL(Q||base).
+    #[arg(long, value_name = "B", default_value_t = 0.5, allow_negative_numbers = true)]
+    beta: f64,
+
+    /// Instructions to use: scalar, portable, neon, avx2 or avx512
+    #[arg(long, value_name = "B", value_parser = args::available_backend)]
+    backend: Option<Backend>,
+
+    /// Threads, 1 to 1024; by default one per core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Print one JSON object instead of text
+    ///
+    /// Probabilities are of 1 there, not in percent. Numbers that JSON cannot hold are null.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// One of the files, as what `xent score` takes.
+    fn score(&self, file: &Path, logits: &str) -> Score {
+        let loss = Loss {
+            target_probs: None,
+            label_smoothing: None,
+            weight: None,
+            z_loss: None,
+            softcap: None,
+            logit_scale: None,
+            temperature: self.temperature,
+        };
+        Score {
+            file: file.to_owned(),
+            logits: logits.to_owned(),
+            targets: self.targets.as_deref().unwrap_or(TARGETS).to_owned(),
+            vocab: self.vocab,
+            shift: self.shift,
+            ignore_index: self.ignore_index,
+            reduction: Reduction::Mean,
+            backend: self.backend,
+            threads: self.threads,
+            per_token: false,
+            json: self.json,
+            loss,
+            gradient: Gradient { grad: None, upstream: None },
+        }
+    }
+}
+
+const TARGETS: &str = "targets";
+
+/// One of the files.
+struct Model<'t, 'a> {
+    tensors: &'t SafeTensors<'a>,
+    logits: TensorView<'a>,
+    args: Score,
+}
+
+impl<'a> Model<'_, 'a> {
+    fn bad(&self, error: input::Error) -> Error {
+        Error::Input { file: self.args.file.clone(), error }
+    }
+
+    fn with_targets<T: Logit>(&self) -> Result<Input<'a, T>, Error> {
+        Input::new(self.tensors, &self.logits, &self.args).map_err(|error| self.bad(error))
+    }
+
+    fn without_targets<T: Logit>(&self) -> Result<Input<'a, T>, Error> {
+        let layout = Layout::new(&self.logits, &self.args).map_err(|error| self.bad(error))?;
+        let targets = Answers::Ids { ids: Ids::I64(Cow::Borrowed(&[])), shift: None };
+        let (logits, upstream) = (T::read(self.logits.data()), Derivative::OfAll(1.0));
+        Ok(Input { logits, layout, targets, weight: None, upstream })
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Error> {
+    let other_logits = args.other_logits.as_ref().unwrap_or(&args.logits);
+    let [base, other] =
+        [args.score(&args.base, &args.logits), args.score(&args.other, other_logits)];
+    let bad = |args: &Score| {
+        let file = args.file.clone();
+        move |error| Error::Input { file, error }
+    };
+    let map = |args: &Score| input::map(&args.file).map_err(bad(args));
+    let (base_file, other_file) = (map(&base)?, map(&other)?);
+    let base_tensors =
+        SafeTensors::deserialize(&base_file).map_err(|error| bad(&base)(error.into()))?;
+    let other_tensors =
+        SafeTensors::deserialize(&other_file).map_err(|error| bad(&other)(error.into()))?;
+    let logits = input::logits(&base_tensors, &base.logits).map_err(bad(&base))?;
+    let base = Model { tensors: &base_tensors, logits, args: base };
+    let logits = input::logits(&other_tensors, &other.logits).map_err(bad(&other))?;
+    let other = Model { tensors: &other_tensors, logits, args: other };
+    match base.logits.dtype() {
+        Dtype::BF16 => with_base::<bf16>(&base, &other, args),
+        Dtype::F16 => with_base::<f16>(&base, &other, args),
+        Dtype::F64 => with_base::<f64>(&base, &other, args),
+        _ => with_base::<f32>(&base, &other, args),
+    }
+}
+
+fn with_base<P: Logit>(
+    base: &Model<'_, '_>,
+    other: &Model<'_, '_>,
+    args: &Args,
+) -> Result<(), Error> {
+    let asked = args.targets.is_some() || args.shift.is_some();
+    let has_targets = asked || base.tensors.tensor(TARGETS).is_ok();
+    let p = if has_targets { base.with_targets::<P>() } else { base.without_targets::<P>() }?;
+    let summary = match other.logits.dtype() {
+        Dtype::BF16 => compare::<P, bf16>(base, &p, other, args, has_targets),
+        Dtype::F16 => compare::<P, f16>(base, &p, other, args, has_targets),
+        Dtype::F64 => compare::<P, f64>(base, &p, other, args, has_targets),
+        _ => compare::<P, f32>(base, &p, other, args, has_targets),
+    }?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    let printed = if args.json { summary.json(&mut out) } else { summary.text(&mut out) };
+    printed.and_then(|()| out.flush()).map_err(Error::Output)
+}
+
+fn compare<P: Logit, Q: Logit>(
+    base: &Model<'_, '_>,
+    p: &Input<'_, P>,
+    other: &Model<'_, '_>,
+    args: &Args,
+    has_targets: bool,
+) -> Result<Summary, Error> {
+    let q = other.without_targets::<Q>()?;
+    let Layout { rows, vocab, .. } = p.layout;
+    if (q.layout.rows, q.layout.vocab) != (rows, vocab) {
+        let (name, file) = (&base.args.logits, base.args.file.display());
+        return Err(other.bad(input::Error::Tensor {
+            name: other.args.logits.clone(),
+            found: input::describe(&other.logits),
+            expected: format!("{rows} rows of {vocab} classes, as `{name}` of {file} has"),
+        }));
+    }
+    let summary = in_pool(args.threads, || -> Result<Summary, xent::Error> {
+        let backend = args.backend.map_or_else(Backend::selected, Ok)?;
+        let mut compare = xent::Compare::new().backend(backend).beta(args.beta);
+        if let Some(temperature) = args.temperature {
+            compare = compare.temperature(temperature);
+        }
+        if has_targets {
+            compare = compare.ignore_index(args.ignore_index).targets(p.targets.targets(0..rows));
+        }
+        let (base, other) = (p.logits(0..rows)?, q.logits(0..rows)?);
+        // Rows without classes may be more than memory; others have their elements in a file.
+        let len = if vocab == 0 { 0 } else { rows };
+        let [mut reverse_kl, mut jsd, mut tv] = [(); 3].map(|()| vec![0.0; len]);
+        let mut outputs = CompareOutputs::new();
+        if len > 0 {
+            let all = outputs.reverse_kl(&mut reverse_kl).jsd(&mut jsd);
+            outputs = all.total_variation(&mut tv);
+        }
+        let begin = Instant::now();
+        let comparison = compare.evaluate(base, other, outputs)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        let mean = |mut values: Vec<f64>| {
+            let mut row = 0..;
+            let is_kept = |row| !has_targets || p.targets.class(row) != args.ignore_index;
+            values.retain(|_| row.next().is_some_and(is_kept));
+            Estimate::of(&values)
+        };
+        let bytes =
+            comparison.count() as f64 * vocab as f64 * (size_of::<P>() + size_of::<Q>()) as f64;
+        Ok(Summary {
+            reverse_kl: mean(reverse_kl),
+            jsd: mean(jsd),
+            total_variation: mean(tv),
+            comparison,
+            beta: args.beta,
+            vocab,
+            backend,
+            threads: rayon::current_num_threads(),
+            seconds,
+            gb_per_s: bytes / seconds / 1e9,
+        })
+    })?;
+    summary.map_err(|error| match error {
+        xent::Error::TargetOutOfRange { row, .. } => {
+            let tensor = &base.args.targets;
+            let target = match p.index_of_target(row) {
+                Some(index) => format!("tensor `{tensor}` at {index:?}"),
+                None => format!("tensor `{tensor}`"),
+            };
+            let (file, ignore_index) = (args.base.clone(), args.ignore_index);
+            Error::Target { file, target, error: error.into(), ignore_index }
+        }
+        // A bad `XENT_BACKEND`.
+        xent::Error::UnknownBackend { .. } | xent::Error::BackendUnavailable { .. } => {
+            Error::Usage(error)
+        }
+        xent::Error::Option { option, value, range } => Error::Option { option, value, range },
+        _ => Error::Score { file: args.base.clone(), error },
+    })
+}
+
+/// Everything that there is to report.
+struct Summary {
+    comparison: Comparison,
+    reverse_kl: Estimate,
+    jsd: Estimate,
+    total_variation: Estimate,
+    beta: f64,
+    vocab: usize,
+    backend: Backend,
+    threads: usize,
+    seconds: f64,
+    /// Bytes of logits of both per second; ignored rows are not read and do not count.
+    gb_per_s: f64,
+}
+
+/// From the largest to the smallest, with what llama.cpp calls them.
+const OF_KL: [(&str, f64); 11] = [
+    ("Maximum", 1.0),
+    ("99.9%", 0.999),
+    ("99.0%", 0.99),
+    ("95.0%", 0.95),
+    ("90.0%", 0.9),
+    ("Median", 0.5),
+    ("10.0%", 0.1),
+    (" 5.0%", 0.05),
+    (" 1.0%", 0.01),
+    (" 0.1%", 0.001),
+    ("Minimum", 0.0),
+];
+const OF_DELTA_P: [(&str, f64); 13] = [
+    ("Maximum", 1.0),
+    ("99.9%", 0.999),
+    ("99.0%", 0.99),
+    ("95.0%", 0.95),
+    ("90.0%", 0.9),
+    ("75.0%", 0.75),
+    ("Median", 0.5),
+    ("25.0%", 0.25),
+    ("10.0%", 0.1),
+    (" 5.0%", 0.05),
+    (" 1.0%", 0.01),
+    (" 0.1%", 0.001),
+    ("Minimum", 0.0),
+];
+
+/// `value ± error`; of one row there is no standard error.
+fn estimate(Estimate { value, stderr }: Estimate) -> String {
+    if stderr.is_nan() { format!("{value:10.6}") } else { format!("{value:10.6} ± {stderr:10.6}") }
+}
+
+fn percent(Estimate { value, stderr }: Estimate) -> String {
+    let (value, stderr) = (100.0 * value, 100.0 * stderr);
+    if stderr.is_nan() {
+        format!("{value:6.3} %")
+    } else {
+        format!("{value:6.3} ± {stderr:5.3} %")
+    }
+}
+
+impl Summary {
+    /// As llama.cpp lays it out.
+    fn text(&self, out: &mut impl Write) -> io::Result<()> {
+        let all = &self.comparison;
+        if let Some(at) = all.at_targets() {
+            writeln!(out, "====== Perplexity statistics ======")?;
+            for (name, e) in
+                [("Mean PPL(Q)", at.other_perplexity()), ("Mean PPL(base)", at.base_perplexity())]
+            {
+                writeln!(out, "{name:<30}: {}", estimate(e))?;
+            }
+            let correlation = 100.0 * at.correlation();
+            writeln!(out, "Cor(ln(PPL(Q)), ln(PPL(base))): {correlation:6.2}%")?;
+            for (name, e) in [
+                ("Mean ln(PPL(Q)/PPL(base))", at.log_ratio()),
+                ("Mean PPL(Q)/PPL(base)", at.ratio()),
+                ("Mean PPL(Q)-PPL(base)", at.difference()),
+            ] {
+                writeln!(out, "{name:<30}: {}", estimate(e))?;
+            }
+            writeln!(out)?;
+        }
+        writeln!(out, "====== KL divergence statistics ======")?;
+        writeln!(out, "Mean    KLD: {}", estimate(all.mean_kl()))?;
+        let values = all.kl_percentiles(OF_KL.map(|(_, fraction)| fraction));
+        for ((name, _), value) in OF_KL.iter().zip(values) {
+            writeln!(out, "{name:<7} KLD: {value:10.6}")?;
+        }
+        writeln!(out, "\n====== Other divergences ======")?;
+        writeln!(out, "Mean reverse KLD    : {}", estimate(self.reverse_kl))?;
+        let jsd = format!("Mean JSD, beta {}", self.beta);
+        writeln!(out, "{jsd:<20}: {}", estimate(self.jsd))?;
+        writeln!(out, "Mean total variation: {}", estimate(self.total_variation))?;
+        writeln!(out, "\n====== Token probability statistics ======")?;
+        if let Some(at) = all.at_targets() {
+            writeln!(out, "Mean    Δp: {}", percent(at.mean_delta_p()))?;
+            let values = at.delta_p_percentiles(OF_DELTA_P.map(|(_, fraction)| fraction));
+            for ((name, _), value) in OF_DELTA_P.iter().zip(values) {
+                writeln!(out, "{name:<7} Δp: {:6.3}%", 100.0 * value)?;
+            }
+            writeln!(out, "RMS Δp    : {}", percent(at.rms_delta_p()))?;
+        }
+        writeln!(out, "Same top p: {}", percent(all.same_top()))?;
+        writeln!(out, "\nrows            {} kept, {} ignored", all.count(), all.ignored())?;
+        let plural = if self.threads == 1 { "" } else { "s" };
+        writeln!(out, "backend         {}, {} thread{plural}", self.backend, self.threads)?;
+        writeln!(out, "time            {:.6} s, {:.2} GB/s", self.seconds, self.gb_per_s)
+    }
+
+    fn json(&self, out: &mut impl Write) -> io::Result<()> {
+        let all = &self.comparison;
+        let report = Report {
+            kl: Distribution::new(all.mean_kl(), all.kl_percentiles(FRACTIONS)),
+            reverse_kl: self.reverse_kl.into(),
+            jsd: self.jsd.into(),
+            beta: self.beta,
+            total_variation: self.total_variation.into(),
+            same_top: all.same_top().into(),
+            targets: all.at_targets().map(TargetReport::new),
+            count: all.count(),
+            ignored: all.ignored(),
+            vocab: self.vocab,
+            backend: self.backend.name(),
+            threads: self.threads,
+            seconds: self.seconds,
+            gb_per_s: self.gb_per_s,
+        };
+        serde_json::to_writer(&mut *out, &report)?;
+        writeln!(out)
+    }
+}
+
+/// Numbers that are not finite are written as null by the serializer.
+#[derive(Serialize)]
+struct Report {
+    kl: Distribution,
+    reverse_kl: Mean,
+    jsd: Mean,
+    beta: f64,
+    total_variation: Mean,
+    same_top: Mean,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    targets: Option<TargetReport>,
+    count: u64,
+    ignored: u64,
+    vocab: usize,
+    backend: &'static str,
+    threads: usize,
+    seconds: f64,
+    gb_per_s: f64,
+}
+
+#[derive(Serialize)]
+struct TargetReport {
+    perplexity: Mean,
+    base_perplexity: Mean,
+    correlation: f64,
+    log_ratio: Mean,
+    ratio: Mean,
+    difference: Mean,
+    delta_p: Distribution,
+    rms_delta_p: Mean,
+}
+
+impl TargetReport {
+    fn new(at: &AtTargets) -> Self {
+        TargetReport {
+            perplexity: at.other_perplexity().into(),
+            base_perplexity: at.base_perplexity().into(),
+            correlation: at.correlation(),
+            log_ratio: at.log_ratio().into(),
+            ratio: at.ratio().into(),
+            difference: at.difference().into(),
+            delta_p: Distribution::new(at.mean_delta_p(), at.delta_p_percentiles(FRACTIONS)),
+            rms_delta_p: at.rms_delta_p().into(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Mean {
+    value: f64,
+    stderr: f64,
+}
+
+impl From<Estimate> for Mean {
+    fn from(Estimate { value, stderr }: Estimate) -> Self {
+        Mean { value, stderr }
+    }
+}
+
+/// A mean, and percentiles by their fraction.
+#[derive(Serialize)]
+struct Distribution {
+    mean: f64,
+    stderr: f64,
+    percentiles: BTreeMap<String, f64>,
+}
+
+const FRACTIONS: [f64; 13] =
+    [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0];
+
+impl Distribution {
+    fn new(Estimate { value, stderr }: Estimate, percentiles: [f64; 13]) -> Self {
+        let names = FRACTIONS.map(|fraction| fraction.to_string());
+        Distribution {
+            mean: value,
+            stderr,
+            percentiles: names.into_iter().zip(percentiles).collect(),
+        }
+    }
+}
