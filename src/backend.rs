@@ -5,7 +5,7 @@
 
 use crate::Error;
 use crate::kernel::transpose::{self, Transpose};
-use crate::kernel::{double, exp, forward, read, softmax, train, transform};
+use crate::kernel::{double, exp, forward, read, softmax, sum, train, transform};
 use crate::simd::Simd;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon::Neon;
@@ -271,11 +271,11 @@ macro_rules! backend {
 
             $(#[target_feature(enable = $feature)])*
             unsafe fn forward(job: &mut forward::Job<'_>) {
-                forward::run::<_, f32, false>($token, job);
+                forward::run::<_, f32, { sum::PLAIN }>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn forward_argmax(job: &mut forward::Job<'_>) {
-                forward::run::<_, f32, true>($token, job);
+                forward::run::<_, f32, { sum::MAX }>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn train(job: &mut train::Job<'_, f32>) {
@@ -344,11 +344,11 @@ macro_rules! backend {
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn forward_bf16(job: &mut forward::Job<'_, bf16>) {
-                forward::run::<_, _, false>($token, job);
+                forward::run::<_, _, { sum::PLAIN }>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn forward_argmax_bf16(job: &mut forward::Job<'_, bf16>) {
-                forward::run::<_, _, true>($token, job);
+                forward::run::<_, _, { sum::MAX }>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn train_bf16(job: &mut train::Job<'_, bf16>) {
@@ -368,11 +368,11 @@ macro_rules! backend {
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn forward_f16(job: &mut forward::Job<'_, f16>) {
-                forward::run::<_, _, false>($token, job);
+                forward::run::<_, _, { sum::PLAIN }>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn forward_argmax_f16(job: &mut forward::Job<'_, f16>) {
-                forward::run::<_, _, true>($token, job);
+                forward::run::<_, _, { sum::MAX }>($token, job);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn train_f16(job: &mut train::Job<'_, f16>) {

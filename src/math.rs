@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod double_double;
+pub(crate) mod exact;
 
 use std::f64::consts::{LN_2, LOG2_E};
 

@@ -39,8 +39,10 @@ pub(crate) struct Scale<S: Simd> {
     ln_2: S::V,
 }
 
-/// The two parts of an exponential, and `z`, whose low bits are the exponent field.
+/// The two parts of an exponential, `z`, whose low bits are the exponent field, and the `x` that it is of: that
+/// with exponent field 0, if it was below.
 pub(crate) struct Parts<S: Simd> {
+    pub(crate) x: S::V,
     pub(crate) s: S::V,
     pub(crate) q: S::V,
     pub(crate) z: S::V,
@@ -54,9 +56,9 @@ pub(crate) const fn max_exponent<S: Simd>() -> f32 {
     if S::FUSED { 524_288.0 } else { 512.0 }
 }
 
-/// The `ln 2` that the exponents of this backend count in.
-pub(crate) const fn ln_2_step<S: Simd>() -> f64 {
-    if S::FUSED { LN_2_FUSED as f64 } else { LN_2_HI as f64 + LN_2_LO as f64 }
+/// The `ln 2` that exponents count in, on backends with fused multiply-add or on others.
+pub(crate) const fn ln_2_step(fused: bool) -> f64 {
+    if fused { LN_2_FUSED as f64 } else { LN_2_HI as f64 + LN_2_LO as f64 }
 }
 
 /// What [`LN_2_FUSED`] is too large by: an element `n` exponents below the reference is counted too large
@@ -88,6 +90,7 @@ impl<S: Simd> Scale<S> {
     #[inline(always)]
     pub(crate) fn split<const EXACT: bool>(&self, s: S, x: S::V) -> Parts<S> {
         let x = s.max_or(self.zero, x);
+        let clamped = x;
         let z = s.mul_add(x, self.log2_e, self.round);
         let n = s.sub(z, self.round);
         let f = if S::FUSED {
@@ -103,7 +106,7 @@ impl<S: Simd> Scale<S> {
         p = s.mul_add(p, f, s.splat(C[1]));
         p = s.mul_add(p, f, s.splat(C[0]));
         let q = s.mul_add(s.mul(f, f), p, f);
-        Parts { s: s.exponent_from_bits(z), q, z }
+        Parts { x: clamped, s: s.exponent_from_bits(z), q, z }
     }
 }
 

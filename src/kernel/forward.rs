@@ -48,15 +48,15 @@ pub(crate) struct Job<'a, T: Element = f32> {
     pub(crate) argmax: bool,
 }
 
-/// One row, target in range. `ARGMAX` costs one more maximum per vector and a look at one block.
+/// One row, target in range. [`sum::MAX`] costs one more maximum per vector.
 #[inline(always)]
-pub(crate) fn row<S: Simd, T: Lane, const ARGMAX: bool>(
+pub(crate) fn row<S: Simd, T: Lane, const LEVEL: u8>(
     s: S,
     logits: &[T],
     target: usize,
 ) -> (RowSum, f64) {
-    let row = sum::row::<S, T, ARGMAX>(s, logits, Some(target));
-    let loss = row.sum.loss::<S>(logits[target].widen());
+    let row = sum::row::<S, T, LEVEL>(s, logits, Some(target));
+    let loss = row.sum.loss(S::FUSED, logits[target].widen());
     (row, loss)
 }
 
@@ -80,11 +80,11 @@ fn argmax<T: Lane>(logits: &[T], row: &RowSum, target: usize) -> usize {
 /// The loss of one row and nothing else.
 #[inline(always)]
 pub(crate) fn row_loss<S: Simd>(s: S, logits: &[f32], target: usize) -> f64 {
-    row::<S, f32, false>(s, logits, target).1
+    row::<S, f32, { sum::PLAIN }>(s, logits, target).1
 }
 
 #[inline(always)]
-pub(crate) fn run<S: Simd, T: Lane + Element<Real = f32>, const ARGMAX: bool>(
+pub(crate) fn run<S: Simd, T: Lane + Element<Real = f32>, const LEVEL: u8>(
     s: S,
     job: &mut Job<'_, T>,
 ) {
@@ -96,14 +96,15 @@ pub(crate) fn run<S: Simd, T: Lane + Element<Real = f32>, const ARGMAX: bool>(
             continue;
         };
         let logits = job.logits.row(i);
-        let (row, loss) = row::<S, T, ARGMAX>(s, logits, target);
+        let (row, loss) = row::<S, T, LEVEL>(s, logits, target);
         let lse = if out.wants_logsumexp() {
-            row.sum.lse_with::<S>(logits[target].widen(), loss).value()
+            row.sum.lse_with(S::FUSED, logits[target].widen(), loss).value()
         } else {
             0.0
         };
-        let best = if ARGMAX { argmax(logits, &row, target) } else { 0 };
-        let row = Row::plain(loss, ARGMAX && best == target);
+        let wants_argmax = LEVEL >= sum::MAX;
+        let best = if wants_argmax { argmax(logits, &row, target) } else { 0 };
+        let row = Row::plain(loss, wants_argmax && best == target);
         out.write(i, row, lse, best as i64);
     }
 }

@@ -15,6 +15,7 @@ pub(crate) mod read;
 pub(crate) mod single;
 pub(crate) mod softmax;
 pub(crate) mod sum;
+pub(crate) mod total;
 pub(crate) mod train;
 pub(crate) mod transform;
 pub(crate) mod transpose;

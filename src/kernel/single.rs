@@ -58,11 +58,11 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
         let mut extra = smoothing.map(|Weights(weights)| Differences::<S>::new(s, z, weights));
         let sum = match T::as_f32(x) {
             Some(x) if transform.is_identity() => {
-                sum::row_and::<S, f32, false>(s, x, Some(class), &mut extra).sum
+                sum::row_and::<S, f32, { sum::PLAIN }>(s, x, Some(class), &mut extra).sum
             }
             _ => sum::transformed_row_and(s, x, Some(class), transform, &mut extra),
         };
-        let nll = sum.loss::<S>(z);
+        let nll = sum.loss(S::FUSED, z);
         let mut differences = extra.map_or(0.0, |extra| extra.sum(s));
         if let Some(Weights(weights)) = smoothing
             && !differences.is_finite()
@@ -73,7 +73,7 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
         }
         Pass {
             nll,
-            lse: sum.lse_with::<S>(z, nll),
+            lse: sum.lse_with(S::FUSED, z, nll),
             z: f64::from(z),
             slope: f64::from(slope),
             differences,

@@ -35,7 +35,7 @@ fn split(x: f64) -> (f32, f32) {
 
 #[inline(always)]
 fn probabilities<S: Simd, T: Lane>(s: S, row: &mut [T], sum: &ExpSum) {
-    let lse = sum.ln_from_origin::<S>();
+    let lse = sum.ln_from_origin(S::FUSED);
     if !lse.is_finite() {
         row.fill(T::NAN);
         return;
@@ -72,7 +72,7 @@ impl<S: Simd> Map<S> for Probability<S> {
 #[inline(always)]
 fn log_probabilities<S: Simd, T: Lane>(s: S, row: &mut [T], max: T, others: &ExpSum) {
     let max = max.widen();
-    let loss = others.loss::<S>(max);
+    let loss = others.loss(S::FUSED, max);
     if loss.is_nan() {
         row.fill(T::NAN);
         return;
@@ -116,7 +116,7 @@ impl<S: Simd> SoftmaxRow<S> for f32 {
 
     #[inline(always)]
     fn softmax(s: S, row: &mut [f32]) {
-        let sum = sum::row::<S, f32, false>(s, row, None).sum;
+        let sum = sum::row::<S, f32, { sum::PLAIN }>(s, row, None).sum;
         probabilities(s, row, &sum);
     }
     #[inline(always)]
@@ -124,16 +124,16 @@ impl<S: Simd> SoftmaxRow<S> for f32 {
         // The largest element is left out of the sum, as the target of a loss is: its own
         // log-probability then keeps its digits when it is close to 0.
         let best = sum::argmax_ignoring_nan(s, row, None);
-        let others = sum::row::<S, f32, false>(s, row, Some(best)).sum;
+        let others = sum::row::<S, f32, { sum::PLAIN }>(s, row, Some(best)).sum;
         log_probabilities(s, row, row[best], &others);
     }
     #[inline(always)]
     fn logsumexp(s: S, row: &[f32], allowed: Option<Allowed<'_>>) -> f32 {
         let sum = match allowed {
-            None => sum::row::<S, f32, false>(s, row, None).sum,
+            None => sum::row::<S, f32, { sum::PLAIN }>(s, row, None).sum,
             Some(_) => masked_sum(s, row, allowed),
         };
-        sum.ln::<S>() as f32
+        sum.ln(S::FUSED) as f32
     }
 }
 
@@ -199,10 +199,10 @@ pub(crate) fn run_any<S: Simd, T: Single>(s: S, job: AnyJob<'_, '_, T>) {
         let best = if log { Some(sum::argmax_ignoring_nan(s, x, None)) } else { None };
         let sum = match allowed {
             Some(allowed) if is_sum => masked_sum(s, x, Some(allowed.row(i))),
-            _ => sum::row::<S, T, false>(s, x, best).sum,
+            _ => sum::row::<S, T, { sum::PLAIN }>(s, x, best).sum,
         };
         if let Some(out) = &mut out {
-            out[i] = sum.ln::<S>() as f32;
+            out[i] = sum.ln(S::FUSED) as f32;
         }
         if let Some(dst) = &mut dst {
             let row = dst.row_mut(i);

@@ -4,6 +4,7 @@
 //! four vectors. A chunk has one reference exponent; its statistics are merged in order.
 
 use super::exp::{self, Parts, Scale};
+use super::total::Total;
 use super::transform::{Allowed, Staged, Transform, stage};
 use crate::math;
 use crate::simd::{LANES, Lane, Lanes, Simd};
@@ -14,7 +15,7 @@ use std::slice::from_ref;
 /// The unit of work: four vectors, 64 elements.
 pub(crate) type Step<T = f32> = [[T; LANES]; 4];
 
-const STEP: usize = 4 * LANES;
+pub(super) const STEP: usize = 4 * LANES;
 
 /// Elements that are processed between two looks at the reference.
 pub(crate) const BLOCK: usize = 1024;
@@ -25,7 +26,7 @@ pub(crate) const CHUNK: usize = 32 * BLOCK;
 
 /// A row as whole steps. The last elements are padded with -inf and the class to leave out is replaced
 /// by it, in copies of the two steps concerned: no loop has a masked tail.
-struct Steps<'a, T> {
+pub(super) struct Steps<'a, T> {
     whole: &'a [Step<T>],
     tail: Step<T>,
     patch: Step<T>,
@@ -36,7 +37,7 @@ struct Steps<'a, T> {
 
 impl<'a, T: Lane> Steps<'a, T> {
     #[inline(always)]
-    fn new(row: &'a [T], skip: Option<usize>) -> Self {
+    pub(super) fn new(row: &'a [T], skip: Option<usize>) -> Self {
         let (whole, rest) = as_steps(row);
         let mut steps = Steps {
             whole,
@@ -138,13 +139,13 @@ pub(crate) const PREFETCH: usize = 8192;
 const PREFETCH_FAR: usize = 16_384;
 
 /// `sum(e^x)` of a part of a row, as `sum * e^(origin) * 2^(exponent)`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct ExpSum {
     /// Subtracted from every `x` before it is split; 0 but for rows that are astronomically large.
-    origin: f32,
+    pub(crate) origin: f32,
     /// An integer; -inf as long as nothing but -inf was seen.
-    exponent: f32,
-    sum: f64,
+    pub(crate) exponent: f32,
+    pub(crate) sum: f64,
     /// A NaN or +inf was seen where it does not show in `sum`.
     pub(crate) nan: bool,
     pub(crate) inf: bool,
@@ -167,7 +168,7 @@ impl Lse {
 }
 
 /// A sum in three parts, and the union of the bits of all `z`.
-struct BlockSum<S: Simd> {
+pub(super) struct BlockSum<S: Simd> {
     /// Multiples of 2^-15, and [`ANCHOR`].
     hi: S::V,
     /// Powers of two up to 2^-15.
@@ -177,6 +178,37 @@ struct BlockSum<S: Simd> {
     bits: S::V,
     /// The largest element, NaN ignored, if it was asked for.
     max: S::V,
+    /// `sum(e^x (x - center))` and what was lost of it, and so for the square, if they were asked for.
+    pub(super) first: [S::V; 2],
+    pub(super) second: [S::V; 2],
+}
+
+/// What [`sum_steps`] yields besides the sum: nothing, the largest element, and the moments.
+pub(crate) const PLAIN: u8 = 0;
+pub(crate) const MAX: u8 = 1;
+pub(crate) const FIRST: u8 = 2;
+pub(crate) const SECOND: u8 = 3;
+
+/// Where the first and the second moment of the elements around it are taken, less the origin; and what their sums
+/// start from, as [`ANCHOR`].
+#[derive(Clone, Copy)]
+pub(super) struct Center {
+    at: f32,
+    pub(super) anchors: [f32; 2],
+}
+
+impl Center {
+    /// Of sums with that reference; `at` is at most a reference move above it, or any distance.
+    ///
+    /// Powers of two are at most 1, elements at most 3.5 above the reference. So four terms are at most
+    /// 6 (d + 3.5) in magnitude if the center is d from the reference, and 16 times four less than the anchor.
+    #[inline(always)]
+    pub(super) fn new<S: Simd>(at: f32, sum: &ExpSum) -> Self {
+        let at = at - sum.origin;
+        let far = (at - sum.exponent * exp::ln_2_step(S::FUSED) as f32).abs() + 4.0;
+        let first = (256.0 * far).max(1024.0);
+        Center { at, anchors: [first, first * far] }
+    }
 }
 
 // A function rather than a closure: a closure cannot be told to be inlined, and one that is not
@@ -199,23 +231,34 @@ fn add_powers<S: Simd>(s: S, (hi, low): (S::V, S::V), power: S::V, coarse: S::V)
     (s.add(hi, s.sub(power, small)), s.add(low, small))
 }
 
-/// Sums the exponentials of the steps of a block. `SHIFTED` subtracts `origin` first, `MAX` finds the
-/// largest element too.
+/// Adds to an anchored sum, and what rounding takes from that to another.
 #[inline(always)]
-fn sum_steps<S: Simd, T: Lane, const SHIFTED: bool, const MAX: bool>(
+fn add_anchored<S: Simd>(s: S, [hi, lost]: [S::V; 2], v: S::V) -> [S::V; 2] {
+    // Exact, as |hi| >= |v|.
+    let sum = s.add(hi, v);
+    [sum, s.add(lost, s.sub(v, s.sub(sum, hi)))]
+}
+
+/// Sums the exponentials of the steps of a block, and what `LEVEL` says. `SHIFTED` subtracts the origin first.
+#[inline(always)]
+pub(super) fn sum_steps<S: Simd, T: Lane, const SHIFTED: bool, const LEVEL: u8>(
     s: S,
     steps: &Steps<'_, T>,
     block: Range<usize>,
     at: &ExpSum,
+    center: Center,
 ) -> BlockSum<S> {
     let scale = Scale::<S>::new(s, at.exponent, FIELD);
     let origin = s.splat(at.origin);
     let coarse = s.splat(COARSE);
+    let zero = s.splat(0.0);
     let mut hi = s.splat(ANCHOR);
-    let mut low = s.splat(0.0);
-    let mut lost = s.splat(0.0);
-    let mut bits = s.splat(0.0);
+    let mut low = zero;
+    let mut lost = zero;
+    let mut bits = zero;
     let mut max = s.splat(f32::NEG_INFINITY);
+    let [mut first, mut second] = center.anchors.map(|anchor| [s.splat(anchor), zero]);
+    let center = s.splat(center.at);
     for piece in steps.pieces(block) {
         for step in piece {
             for lanes in step.iter().step_by(T::PER_LINE) {
@@ -224,7 +267,7 @@ fn sum_steps<S: Simd, T: Lane, const SHIFTED: bool, const MAX: bool>(
             if T::PER_LINE == 1 {
                 s.prefetch_far(step[0].as_ptr().wrapping_byte_add(PREFETCH_FAR));
             }
-            if MAX {
+            if LEVEL >= MAX {
                 for lanes in step {
                     max = s.max_or(T::load(s, lanes), max);
                 }
@@ -235,20 +278,72 @@ fn sum_steps<S: Simd, T: Lane, const SHIFTED: bool, const MAX: bool>(
             bits = s.or3(bits, a.z, b.z);
             (hi, low) = add_powers(s, (hi, low), a.s, coarse);
             (hi, low) = add_powers(s, (hi, low), b.s, coarse);
+            let ab = moments::<S, LEVEL>(s, &a, &b, center, [zero; 2]);
             let c = split::<S, T, SHIFTED>(s, &step[2], &scale, origin);
             let d = split::<S, T, SHIFTED>(s, &step[3], &scale, origin);
             let rest = s.mul_add(d.s, d.q, s.mul_add(c.s, c.q, rest));
             bits = s.or3(bits, c.z, d.z);
             (hi, low) = add_powers(s, (hi, low), c.s, coarse);
             (hi, low) = add_powers(s, (hi, low), d.s, coarse);
-            // What rounding takes from this sum is exact, as |hi| >= |rest|. It has a sum of its own: in
-            // the next chain it would be larger than what small elements add.
-            let sum = s.add(hi, rest);
-            lost = s.add(lost, s.sub(rest, s.sub(sum, hi)));
-            hi = sum;
+            let abcd = moments::<S, LEVEL>(s, &c, &d, center, ab);
+            // What rounding takes from this sum has a sum of its own: in the next chain it would be larger
+            // than what small elements add.
+            [hi, lost] = add_anchored(s, [hi, lost], rest);
+            if LEVEL >= FIRST {
+                first = add_anchored(s, first, abcd[0]);
+            }
+            if LEVEL >= SECOND {
+                second = add_anchored(s, second, abcd[1]);
+            }
         }
     }
-    BlockSum { hi, low, lost, bits, max }
+    BlockSum { hi, low, lost, bits, max, first, second }
+}
+
+/// `e^x (x - center)` and `e^x (x - center)^2` of two vectors, added to `sums`.
+///
+/// The power of two is multiplied last, which is exact: what is rounded is `(1 + q) d`.
+#[inline(always)]
+fn moments<S: Simd, const LEVEL: u8>(
+    s: S,
+    a: &Parts<S>,
+    b: &Parts<S>,
+    center: S::V,
+    [mut first, mut second]: [S::V; 2],
+) -> [S::V; 2] {
+    if LEVEL < FIRST {
+        return [first, second];
+    }
+    for part in [a, b] {
+        let d = s.sub(part.x, center);
+        let term = s.mul_add(part.q, d, d);
+        first = s.mul_add(part.s, term, first);
+        if LEVEL >= SECOND {
+            second = s.mul_add(part.s, s.mul(term, d), second);
+        }
+    }
+    [first, second]
+}
+
+impl<S: Simd> BlockSum<S> {
+    /// Whether the reference was right: nothing too far above it for the sums, something near it. After a look only
+    /// a NaN can be left in the bits, and that shows in the sum.
+    #[inline(always)]
+    pub(super) fn fits(&self, s: S) -> bool {
+        s.has_bits(self.bits, FIELD_IS_NEAR) && exp::fields_fit(s, self.bits)
+    }
+
+    #[inline(always)]
+    pub(super) fn add_to(&self, s: S, sums: S::Wide) -> S::Wide {
+        let sums = s.wide_add(sums, s.sub(self.hi, s.splat(ANCHOR)));
+        s.wide_add(s.wide_add(sums, self.low), self.lost)
+    }
+
+    /// The largest element, NaN ignored, if it was asked for.
+    #[inline(always)]
+    pub(super) fn max(&self, s: S) -> f32 {
+        max_lane(s.to_lanes(self.max))
+    }
 }
 
 /// The largest of 16 numbers none of which is NaN.
@@ -262,19 +357,19 @@ pub(crate) fn max_lane(lanes: Lanes) -> f32 {
 }
 
 /// The sum of one chunk while it is being read: 16 lanes of `f64`.
-struct ChunkSum<S: Simd> {
+pub(super) struct ChunkSum<S: Simd> {
     s: S,
-    at: ExpSum,
+    pub(super) at: ExpSum,
     /// The highest exponent that the reference had.
-    top: f32,
-    sums: S::Wide,
+    pub(super) top: f32,
+    pub(super) sums: S::Wide,
     /// The largest element of the last block, if it was asked for.
-    max: f32,
+    pub(super) max: f32,
 }
 
 impl<S: Simd> ChunkSum<S> {
     #[inline(always)]
-    fn new(s: S) -> Self {
+    pub(super) fn new(s: S) -> Self {
         ChunkSum {
             s,
             at: ExpSum::EMPTY,
@@ -285,7 +380,9 @@ impl<S: Simd> ChunkSum<S> {
     }
 
     #[inline(always)]
-    fn add_block<T: Lane, const MAX: bool>(&mut self, steps: &Steps<'_, T>, block: Range<usize>) {
+    fn add_block<T: Lane, const LEVEL: u8>(&mut self, steps: &Steps<'_, T>, block: Range<usize>) {
+        // Moments are for the chunks of `logprobs`.
+        let center = Center { at: 0.0, anchors: [0.0; 2] };
         let mut looked = false;
         if self.at.is_empty() {
             if !self.look(steps, block.clone()) {
@@ -297,19 +394,14 @@ impl<S: Simd> ChunkSum<S> {
             // Rows of small numbers have no origin, and need no loop for it.
             let near = T::MAX < exp::max_exponent::<S>() * 0.69;
             let sum = if near || self.at.origin == 0.0 {
-                sum_steps::<S, T, false, MAX>(self.s, steps, block.clone(), &self.at)
+                sum_steps::<S, T, false, LEVEL>(self.s, steps, block.clone(), &self.at, center)
             } else {
-                sum_steps::<S, T, true, MAX>(self.s, steps, block.clone(), &self.at)
+                sum_steps::<S, T, true, LEVEL>(self.s, steps, block.clone(), &self.at, center)
             };
-            // After a look only a NaN can be left in the bits, and that shows in the sum.
-            let near = self.s.has_bits(sum.bits, FIELD_IS_NEAR);
-            if looked || near && exp::fields_fit(self.s, sum.bits) {
-                let s = self.s;
-                self.sums = s.wide_add(self.sums, s.sub(sum.hi, s.splat(ANCHOR)));
-                self.sums = s.wide_add(self.sums, sum.low);
-                self.sums = s.wide_add(self.sums, sum.lost);
-                if MAX {
-                    self.max = max_lane(s.to_lanes(sum.max));
+            if looked || sum.fits(self.s) {
+                self.add(&sum);
+                if LEVEL >= MAX {
+                    self.max = sum.max(self.s);
                 }
                 return;
             }
@@ -320,13 +412,18 @@ impl<S: Simd> ChunkSum<S> {
         }
     }
 
+    #[inline(always)]
+    pub(super) fn add(&mut self, block: &BlockSum<S>) {
+        self.sums = block.add_to(self.s, self.sums);
+    }
+
     /// Moves the reference to the largest element of a block if that is above what fits, or far below.
     /// False if there is nothing to sum: only -inf, or +inf.
     #[inline(always)]
-    fn look<T: Lane>(&mut self, steps: &Steps<'_, T>, block: Range<usize>) -> bool {
+    pub(super) fn look<T: Lane>(&mut self, steps: &Steps<'_, T>, block: Range<usize>) -> bool {
         let max = steps.max(self.s, block.clone());
+        self.max = max;
         if max.is_infinite() {
-            self.max = max;
             self.at.inf |= max > 0.0;
             self.at.nan |= steps.any_nan(block);
             return false;
@@ -353,7 +450,7 @@ impl<S: Simd> ChunkSum<S> {
 
     /// The sum, relative to the highest reference: what `ln 2` is off by counts from there.
     #[inline(always)]
-    fn finish(self) -> ExpSum {
+    pub(super) fn finish(self) -> ExpSum {
         let to = ExpSum { exponent: self.at.exponent.max(self.top), ..self.at };
         ExpSum { sum: self.s.wide_sum(self.sums) * self.at.scale_to::<S>(&to), ..to }
     }
@@ -364,43 +461,26 @@ impl ExpSum {
         ExpSum { origin: 0.0, exponent: f32::NEG_INFINITY, sum: 0.0, nan: false, inf: false };
 
     #[inline(always)]
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.exponent == f32::NEG_INFINITY
     }
 
     /// The factor that turns a sum relative to `self` into one relative to `to`: a power of two,
     /// hence exact, unless an origin is involved.
     #[inline(always)]
-    fn scale_to<S: Simd>(&self, to: &ExpSum) -> f64 {
+    pub(super) fn scale_to<S: Simd>(&self, to: &ExpSum) -> f64 {
         if self.is_empty() {
             1.0
         } else if self.origin == to.origin {
             math::exp2_int((self.exponent - to.exponent) as i32)
         } else {
-            math::exp(self.reference::<S>() - to.reference::<S>())
+            math::exp(self.reference(S::FUSED) - to.reference(S::FUSED))
         }
     }
 
     #[inline(always)]
-    fn reference<S: Simd>(&self) -> f64 {
-        f64::from(self.origin) + f64::from(self.exponent) * exp::ln_2_step::<S>()
-    }
-
-    /// The sum over both parts.
-    #[inline(always)]
-    fn merge<S: Simd>(&self, other: &ExpSum) -> ExpSum {
-        let (nan, inf) = (self.nan | other.nan, self.inf | other.inf);
-        let (low, high) = if other.is_empty()
-            || (!self.is_empty() && self.reference::<S>() >= other.reference::<S>())
-        {
-            (other, self)
-        } else {
-            (self, other)
-        };
-        if low.is_empty() {
-            return ExpSum { nan, inf, ..*high };
-        }
-        ExpSum { sum: high.sum + low.sum * low.scale_to::<S>(high), nan, inf, ..*high }
+    fn reference(&self, fused: bool) -> f64 {
+        f64::from(self.origin) + f64::from(self.exponent) * exp::ln_2_step(fused)
     }
 
     /// `ln` of the factor by which `sum` is smaller than the sum of `e^(x + shift)`.
@@ -408,10 +488,10 @@ impl ExpSum {
     /// The origin may be as large as an `f32` can be: it is added to the shift first, before anything
     /// small.
     #[inline(always)]
-    fn ln_unit<S: Simd>(&self, shift: f64) -> f64 {
+    fn ln_unit(&self, fused: bool, shift: f64) -> f64 {
         const FIELD_UNIT: f64 = HEADROOM as f64 * LN_2;
         (f64::from(self.origin) + shift)
-            + f64::from(self.exponent) * exp::ln_2_step::<S>()
+            + f64::from(self.exponent) * exp::ln_2_step(fused)
             + FIELD_UNIT
     }
 
@@ -429,18 +509,18 @@ impl ExpSum {
 
     /// `ln(sum(e^x))`; -inf for nothing but -inf, +inf if there was one, NaN if there was one.
     #[inline(always)]
-    pub(crate) fn ln<S: Simd>(&self) -> f64 {
-        self.ln_shifted::<S>(0.0)
+    pub(crate) fn ln(&self, fused: bool) -> f64 {
+        self.ln_shifted(fused, 0.0)
     }
 
     /// `ln(sum(e^(x - origin)))`, as [`ExpSum::ln`] otherwise.
     #[inline(always)]
-    pub(crate) fn ln_from_origin<S: Simd>(&self) -> f64 {
-        self.ln_shifted::<S>(-f64::from(self.origin))
+    pub(crate) fn ln_from_origin(&self, fused: bool) -> f64 {
+        self.ln_shifted(fused, -f64::from(self.origin))
     }
 
     #[inline(always)]
-    fn ln_shifted<S: Simd>(&self, shift: f64) -> f64 {
+    fn ln_shifted(&self, fused: bool, shift: f64) -> f64 {
         if self.nan | self.sum.is_nan() {
             f64::NAN
         } else if self.inf {
@@ -448,32 +528,32 @@ impl ExpSum {
         } else if self.is_empty() {
             f64::NEG_INFINITY
         } else {
-            self.ln_unit::<S>(shift) + math::ln(self.sum)
+            self.ln_unit(fused, shift) + math::ln(self.sum)
         }
     }
 
     /// `ln(sum(e^x))` over these classes and the target, whose loss among them is `loss`.
     #[inline(always)]
-    pub(crate) fn lse_with<S: Simd>(&self, target: f32, loss: f64) -> Lse {
+    pub(crate) fn lse_with(&self, fused: bool, target: f32, loss: f64) -> Lse {
         let x = f64::from(target);
         if self.is_poisoned() || !x.is_finite() {
             // NaN and +inf among the others decide alone; a target of -inf adds nothing to them.
             let alone = x.is_nan() || !self.is_poisoned() && x == f64::INFINITY;
-            return if alone { Lse { hi: 0.0, lo: x } } else { self.lse::<S>() };
+            return if alone { Lse { hi: 0.0, lo: x } } else { self.lse(fused) };
         }
         if loss < 1.0 {
             return Lse { hi: x, lo: loss };
         }
         // A target far below the others would cancel in `x + loss`.
-        let others = self.lse::<S>();
+        let others = self.lse(fused);
         let gap = (x - others.hi) - others.lo;
         Lse { lo: others.lo + math::ln_1p(math::exp(gap)), ..others }
     }
 
     /// As [`ExpSum::ln`], in two parts.
     #[inline(always)]
-    pub(crate) fn lse<S: Simd>(&self) -> Lse {
-        let lo = self.ln_from_origin::<S>();
+    pub(crate) fn lse(&self, fused: bool) -> Lse {
+        let lo = self.ln_from_origin(fused);
         Lse { hi: if lo.is_finite() { f64::from(self.origin) } else { 0.0 }, lo }
     }
 
@@ -481,14 +561,14 @@ impl ExpSum {
     ///
     /// The target never enters a sum, so that the loss of a confident row keeps all its digits.
     #[inline(always)]
-    pub(crate) fn loss<S: Simd>(&self, target: f32) -> f64 {
+    pub(crate) fn loss(&self, fused: bool, target: f32) -> f64 {
         if self.is_poisoned() || target.is_nan() || target == f32::INFINITY {
             return f64::NAN;
         }
         if self.is_empty() || self.sum == 0.0 {
             return if target == f32::NEG_INFINITY { f64::NAN } else { 0.0 };
         }
-        let gap = self.ln_unit::<S>(-f64::from(target));
+        let gap = self.ln_unit(fused, -f64::from(target));
         if gap < 600.0 { math::ln_1p(self.sum * math::exp(gap)) } else { gap + math::ln(self.sum) }
     }
 }
@@ -613,19 +693,19 @@ pub(crate) struct RowSum {
     pub(crate) max_block: usize,
 }
 
-/// Reads a row once. Class `skip` is left out; `MAX` finds the largest element too.
+/// Reads a row once. Class `skip` is left out; `LEVEL` is [`PLAIN`], or [`MAX`] to find the largest element too.
 #[inline(always)]
-pub(crate) fn row<S: Simd, T: Lane, const MAX: bool>(
+pub(crate) fn row<S: Simd, T: Lane, const LEVEL: u8>(
     s: S,
     row: &[T],
     skip: Option<usize>,
 ) -> RowSum {
-    row_and::<S, T, MAX>(s, row, skip, &mut ())
+    row_and::<S, T, LEVEL>(s, row, skip, &mut ())
 }
 
 /// As [`row`], and shows every block to `extra`.
 #[inline(always)]
-pub(crate) fn row_and<S: Simd, T: Lane, const MAX: bool>(
+pub(crate) fn row_and<S: Simd, T: Lane, const LEVEL: u8>(
     s: S,
     row: &[T],
     skip: Option<usize>,
@@ -633,19 +713,20 @@ pub(crate) fn row_and<S: Simd, T: Lane, const MAX: bool>(
 ) -> RowSum {
     let steps = Steps::new(row, skip);
     let mut out = RowSum { sum: ExpSum::EMPTY, max: f32::NEG_INFINITY, max_block: 0 };
+    let mut total = Total::empty(S::FUSED);
     for chunk in ranges(0..steps.len, CHUNK / STEP) {
-        let first = chunk.start == 0;
+        let is_only = chunk.len() == steps.len;
         let mut sum = ChunkSum::new(s);
         for block in ranges(chunk, BLOCK / STEP) {
-            sum.add_block::<T, MAX>(&steps, block.clone());
+            sum.add_block::<T, LEVEL>(&steps, block.clone());
             let start = block.start * STEP;
             extra.block(s, &row[start..row.len().min(block.end * STEP)], start);
-            if MAX && sum.max > out.max {
+            if LEVEL >= MAX && sum.max > out.max {
                 (out.max, out.max_block) = (sum.max, start);
             }
         }
         let sum = sum.finish();
-        out.sum = if first { sum } else { out.sum.merge::<S>(&sum) };
+        out.sum = if is_only { sum } else { total.with_sum(&sum) };
     }
     out
 }
@@ -660,9 +741,10 @@ pub(crate) fn transformed_row_and<S: Simd, T: Lane>(
     extra: &mut impl Extra<S>,
 ) -> ExpSum {
     let mut out = ExpSum::EMPTY;
+    let mut total = Total::empty(S::FUSED);
     let mut staged = Staged([0.0; BLOCK]);
     for chunk in ranges(0..row.len(), CHUNK) {
-        let first = chunk.start == 0;
+        let is_only = chunk.len() == row.len();
         let mut sum = ChunkSum::new(s);
         for block in ranges(chunk, BLOCK) {
             let start = block.start;
@@ -677,10 +759,10 @@ pub(crate) fn transformed_row_and<S: Simd, T: Lane>(
                 staged.0[class - start] = f32::NEG_INFINITY;
             }
             let steps = Steps::new(&staged.0, None);
-            sum.add_block::<f32, false>(&steps, 0..block.len().div_ceil(STEP));
+            sum.add_block::<f32, PLAIN>(&steps, 0..block.len().div_ceil(STEP));
         }
         let sum = sum.finish();
-        out = if first { sum } else { out.merge::<S>(&sum) };
+        out = if is_only { sum } else { total.with_sum(&sum) };
     }
     out
 }

@@ -311,6 +311,23 @@ impl Simd for Avx2 {
         }
     }
 
+    #[inline(always)]
+    fn gt_bits(self, a: Pair, b: Pair) -> u16 {
+        unsafe {
+            let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0]));
+            let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1]));
+            (low | high << 8) as u16
+        }
+    }
+    #[inline(always)]
+    fn ge_bits(self, a: Pair, b: Pair) -> u16 {
+        unsafe {
+            let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a[0], b[0]));
+            let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(a[1], b[1]));
+            (low | high << 8) as u16
+        }
+    }
+
     type Wide = [__m256d; 4];
 
     #[inline(always)]
@@ -337,6 +354,17 @@ impl Simd for Avx2 {
                 _mm256_mul_pd(sums[1], f),
                 _mm256_mul_pd(sums[2], f),
                 _mm256_mul_pd(sums[3], f),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn wide_plus(self, a: [__m256d; 4], b: [__m256d; 4]) -> [__m256d; 4] {
+        unsafe {
+            [
+                _mm256_add_pd(a[0], b[0]),
+                _mm256_add_pd(a[1], b[1]),
+                _mm256_add_pd(a[2], b[2]),
+                _mm256_add_pd(a[3], b[3]),
             ]
         }
     }

@@ -249,6 +249,15 @@ impl Simd for Avx512 {
         }
     }
 
+    #[inline(always)]
+    fn gt_bits(self, a: __m512, b: __m512) -> u16 {
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) }
+    }
+    #[inline(always)]
+    fn ge_bits(self, a: __m512, b: __m512) -> u16 {
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GE_OQ>(a, b) }
+    }
+
     type Wide = [__m512d; 2];
 
     #[inline(always)]
@@ -270,6 +279,10 @@ impl Simd for Avx512 {
             let f = _mm512_set1_pd(factor);
             [_mm512_mul_pd(sums[0], f), _mm512_mul_pd(sums[1], f)]
         }
+    }
+    #[inline(always)]
+    fn wide_plus(self, a: [__m512d; 2], b: [__m512d; 2]) -> [__m512d; 2] {
+        unsafe { [_mm512_add_pd(a[0], b[0]), _mm512_add_pd(a[1], b[1])] }
     }
     #[inline(always)]
     fn wide_lanes(self, sums: [__m512d; 2]) -> [f64; LANES] {

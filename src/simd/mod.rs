@@ -154,6 +154,20 @@ pub(crate) trait Simd: Simd64 {
     /// Whether any lane has any bit of `mask`.
     fn has_bits(self, v: Self::V, mask: u32) -> bool;
 
+    /// Whether `a > b`, a bit for each lane, lane 0 the lowest. NaN is not greater than anything, nor less.
+    #[inline(always)]
+    fn gt_bits(self, a: Self::V, b: Self::V) -> u16 {
+        let (a, b) = (self.to_lanes(a), self.to_lanes(b));
+        (0..LANES).fold(0, |bits, i| bits | u16::from(a[i] > b[i]) << i)
+    }
+
+    /// As [`Simd::gt_bits`], of `a >= b`.
+    #[inline(always)]
+    fn ge_bits(self, a: Self::V, b: Self::V) -> u16 {
+        let (a, b) = (self.to_lanes(a), self.to_lanes(b));
+        (0..LANES).fold(0, |bits, i| bits | u16::from(a[i] >= b[i]) << i)
+    }
+
     /// Sixteen sums in `f64`.
     type Wide: Copy;
 
@@ -165,6 +179,9 @@ pub(crate) trait Simd: Simd64 {
 
     /// Every sum times `factor`.
     fn wide_scale(self, sums: Self::Wide, factor: f64) -> Self::Wide;
+
+    /// Lane by lane.
+    fn wide_plus(self, a: Self::Wide, b: Self::Wide) -> Self::Wide;
 
     fn wide_lanes(self, sums: Self::Wide) -> [f64; LANES];
 

@@ -109,6 +109,20 @@ unsafe fn transpose_4x4(v: Quad) -> Quad {
     quarters!(vreinterpretq_f32_f64, out)
 }
 
+/// A bit of each lane, all of whose bits are alike.
+///
+/// # Safety
+/// As for every operation of this file: whoever has a [`Neon`] may call it.
+#[inline(always)]
+unsafe fn lane_bits(lanes: [uint32x4_t; 4]) -> u16 {
+    const BITS: [u16; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+    unsafe {
+        let bits = vld1q_u16(BITS.as_ptr());
+        let half = |a, b| vandq_u16(vcombine_u16(vmovn_u32(a), vmovn_u32(b)), bits);
+        vaddvq_u16(half(lanes[0], lanes[1])) | vaddvq_u16(half(lanes[2], lanes[3])) << 8
+    }
+}
+
 impl Simd for Neon {
     type V = Quad;
     const FUSED: bool = true;
@@ -304,6 +318,29 @@ impl Simd for Neon {
         }
     }
 
+    #[inline(always)]
+    fn gt_bits(self, a: Quad, b: Quad) -> u16 {
+        unsafe {
+            lane_bits([
+                vcgtq_f32(a[0], b[0]),
+                vcgtq_f32(a[1], b[1]),
+                vcgtq_f32(a[2], b[2]),
+                vcgtq_f32(a[3], b[3]),
+            ])
+        }
+    }
+    #[inline(always)]
+    fn ge_bits(self, a: Quad, b: Quad) -> u16 {
+        unsafe {
+            lane_bits([
+                vcgeq_f32(a[0], b[0]),
+                vcgeq_f32(a[1], b[1]),
+                vcgeq_f32(a[2], b[2]),
+                vcgeq_f32(a[3], b[3]),
+            ])
+        }
+    }
+
     type Wide = Wide;
 
     #[inline(always)]
@@ -338,6 +375,21 @@ impl Simd for Neon {
                 vmulq_f64(sums[5], f),
                 vmulq_f64(sums[6], f),
                 vmulq_f64(sums[7], f),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn wide_plus(self, a: Wide, b: Wide) -> Wide {
+        unsafe {
+            [
+                vaddq_f64(a[0], b[0]),
+                vaddq_f64(a[1], b[1]),
+                vaddq_f64(a[2], b[2]),
+                vaddq_f64(a[3], b[3]),
+                vaddq_f64(a[4], b[4]),
+                vaddq_f64(a[5], b[5]),
+                vaddq_f64(a[6], b[6]),
+                vaddq_f64(a[7], b[7]),
             ]
         }
     }

@@ -145,6 +145,10 @@ impl Simd for Portable {
         Scalar.wide_scale(sums, factor)
     }
     #[inline(always)]
+    fn wide_plus(self, a: [f64; LANES], b: [f64; LANES]) -> [f64; LANES] {
+        Scalar.wide_plus(a, b)
+    }
+    #[inline(always)]
     fn wide_lanes(self, sums: [f64; LANES]) -> [f64; LANES] {
         sums
     }

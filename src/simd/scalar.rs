@@ -144,6 +144,10 @@ impl Simd for Scalar {
         sums.map(|sum| sum * factor)
     }
     #[inline(never)]
+    fn wide_plus(self, a: [f64; LANES], b: [f64; LANES]) -> [f64; LANES] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(never)]
     fn wide_lanes(self, sums: [f64; LANES]) -> [f64; LANES] {
         sums
     }
