@@ -5,7 +5,8 @@
 
 use crate::Error;
 use crate::kernel::transpose::{self, Transpose};
-use crate::kernel::{double, exp, forward, read, softmax, sum, train, transform};
+use crate::kernel::{double, exp, forward, logprobs, read, softmax, sum, train, transform};
+use crate::row_stats::RowStats;
 use crate::simd::Simd;
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon::Neon;
@@ -200,6 +201,7 @@ struct Entries {
     transpose_f32: unsafe fn(&mut Transpose<'_, f32>),
     transpose_u16: unsafe fn(&mut Transpose<'_, u16>),
     scaled_exp_f64: unsafe fn(&double::grad::ScaledExp<'_>, double::grad::Place<'_>),
+    row_stats: unsafe fn(&logprobs::Part<'_>, &mut RowStats),
     compare: unsafe fn(&mut double::compare::Job<'_>),
 }
 
@@ -251,6 +253,7 @@ safe_entries! {
     transpose_f32(job: &mut Transpose<'_, f32>);
     transpose_u16(job: &mut Transpose<'_, u16>);
     scaled_exp_f64(terms: &double::grad::ScaledExp<'_>, place: double::grad::Place<'_>);
+    row_stats(part: &logprobs::Part<'_>, out: &mut RowStats);
     compare(job: &mut double::compare::Job<'_>);
 }
 
@@ -399,6 +402,11 @@ macro_rules! backend {
                 transpose::run($token, job);
             }
 
+            $(#[target_feature(enable = $feature)])*
+            unsafe fn row_stats(part: &logprobs::Part<'_>, out: &mut RowStats) {
+                logprobs::run($token, part, out);
+            }
+
             pub(super) static ENTRIES: Entries = Entries {
                 forward,
                 forward_argmax,
@@ -431,6 +439,7 @@ macro_rules! backend {
                 transpose_f32,
                 transpose_u16,
                 scaled_exp_f64,
+                row_stats,
                 compare,
             };
         }

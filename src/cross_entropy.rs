@@ -659,6 +659,7 @@ impl<'w> CrossEntropy<'w> {
             temperature: self.temperature,
             softcap: self.softcap,
             allowed: None,
+            bias: &[],
         }
     }
 

@@ -53,10 +53,15 @@ pub(crate) mod sealed {
     use super::Floats;
     use crate::backend::Kernels;
     use crate::kernel::double::compare::AnyLogits;
+    use crate::kernel::logprobs::{AnyRow, Part};
     use crate::kernel::softmax::AnyJob;
+    use crate::kernel::transform::Transform;
     use crate::kernel::transpose::Transpose;
-    use crate::kernel::{forward, softmax, train};
+    use crate::kernel::{double, forward, softmax, train};
     use crate::logits::Logits;
+    use crate::logprobs::{self, Found, Scratch};
+    use crate::row_stats::{NONE, RowStats};
+    use crate::simd::Lane;
     use half::slice::HalfFloatSliceExt;
     use half::{bf16, f16};
 
@@ -94,6 +99,28 @@ pub(crate) mod sealed {
         fn transpose(kernels: Kernels, job: &mut Transpose<'_, Self>)
         where
             Self: super::Element;
+
+        /// The logit of a class as the transform leaves it, with the bits of the kernels.
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn transformed(transform: &Transform<'_>, class: usize, x: Self) -> f64;
+
+        /// What [`crate::LogProbs`] finds about a row, in so many parts.
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn found<'s>(
+            kernels: Kernels,
+            part: &Part<'_, &[Self]>,
+            parts: usize,
+            scratch: &'s mut Scratch<Self::Real>,
+        ) -> Found<'s, Self::Real>
+        where
+            Self: super::Element;
+
+        /// The statistics that can be merged. Does nothing where there are none.
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn row_stats(_: Kernels, _: &Part<'_, &[Self]>, _parts: usize, _: &mut RowStats) {}
 
         /// As what kernels for all types take.
         #[doc(hidden)]
@@ -149,6 +176,27 @@ pub(crate) mod sealed {
                 }
                 fn any(logits: Logits<'_, $type>) -> AnyLogits<'_> {
                     AnyLogits::$any(logits)
+                }
+
+                fn transformed(transform: &Transform<'_>, class: usize, x: $type) -> f64 {
+                    transform.one_f32(class, x.widen()).into()
+                }
+                fn found<'s>(
+                    kernels: Kernels,
+                    part: &Part<'_, &[$type]>,
+                    parts: usize,
+                    scratch: &'s mut Scratch<f32>,
+                ) -> Found<'s, f32> {
+                    logprobs::row_stats(kernels, &part.of(AnyRow::$any(part.row)), parts, &mut scratch.stats);
+                    scratch.stats.found()
+                }
+                fn row_stats(
+                    kernels: Kernels,
+                    part: &Part<'_, &[$type]>,
+                    parts: usize,
+                    out: &mut RowStats,
+                ) {
+                    logprobs::row_stats(kernels, &part.of(AnyRow::$any(part.row)), parts, out);
                 }
 
                 const HAS_FORWARD: bool = true;
@@ -222,6 +270,26 @@ pub(crate) mod sealed {
         }
         fn transpose(_: Kernels, job: &mut Transpose<'_, f64>) {
             job.run_scalar();
+        }
+        fn transformed(transform: &Transform<'_>, class: usize, x: f64) -> f64 {
+            transform.one(class, x).0
+        }
+        fn found<'s>(
+            _: Kernels,
+            part: &Part<'_, &[f64]>,
+            _parts: usize,
+            scratch: &'s mut Scratch<f64>,
+        ) -> Found<'s, f64> {
+            let found = double::logprobs::run(part, &mut scratch.top);
+            Found {
+                distribution: found.distribution,
+                logprob: None,
+                logsumexp: found.logsumexp,
+                ranks: found.ranks,
+                top: scratch.top.entries(),
+                argmax: if found.argmax == NONE { -1 } else { found.argmax.into() },
+                drawn: found.drawn,
+            }
         }
         fn any(logits: Logits<'_, f64>) -> AnyLogits<'_> {
             AnyLogits::F64(logits)

@@ -192,6 +192,81 @@ pub enum Error {
         /// What it must be.
         range: &'static str,
     },
+    /// An output needs something that was not given.
+    #[error("output `{output}` needs {needs}")]
+    Missing {
+        /// Which output.
+        output: &'static str,
+        /// What has to be given.
+        needs: &'static str,
+    },
+    /// A candidate is not a class.
+    #[error("row {row}: candidate {id} is out of range for a vocabulary of {vocab}")]
+    CandidateOutOfRange {
+        /// The first such row.
+        row: usize,
+        /// The candidate.
+        id: i128,
+        /// Classes of a row.
+        vocab: usize,
+    },
+    /// What should be a token is none, as for a row that was ignored.
+    #[error("row {row}: {id} is not a token")]
+    NotAToken {
+        /// The first such row.
+        row: usize,
+        /// The id.
+        id: i128,
+    },
+    /// A logit bias cannot be used.
+    #[error("logit bias, entry {entry}: token {id}, {value}: {range}")]
+    LogitBias {
+        /// The first such entry.
+        entry: usize,
+        /// Its token.
+        id: u32,
+        /// Its value, as text (so that errors can be compared).
+        value: String,
+        /// What it must be.
+        range: &'static str,
+    },
+    /// The temperature of a sample is not a number that it can be drawn at.
+    #[error("row {row}: temperature {temperature} of a sample is not finite and at least 0")]
+    SampleTemperature {
+        /// The first such row.
+        row: usize,
+        /// The temperature, as text (so that errors can be compared).
+        temperature: String,
+    },
+    /// Of the most probable tokens too few are known to draw among those that `option` leaves.
+    #[error("{option} needs more than the {known} most probable tokens")]
+    TooFewTokens {
+        /// `top_k`, `top_p`, `min_p` or `no filter`.
+        option: &'static str,
+        /// How many are known.
+        known: usize,
+    },
+    /// There is no token that could be drawn.
+    #[error(
+        "no token can be drawn: {known} are known, none with a finite log-probability, or one is NaN"
+    )]
+    NothingToSample {
+        /// How many are known.
+        known: usize,
+    },
+    /// A shard is not a part of its vocabulary.
+    #[error("a shard of {classes} classes from {first} on is not part of a vocabulary of {vocab}")]
+    Shard {
+        /// Its first class.
+        first: usize,
+        /// How many it has.
+        classes: usize,
+        /// Those of the whole vocabulary.
+        vocab: usize,
+    },
+    /// Bytes that are no statistics of a row.
+    #[error("these bytes are no statistics of a row, or of another version of this crate")]
+    RowStatsBytes,
     /// The divisor of [`Reduction::MeanOver`](crate::Reduction::MeanOver) is not a positive number.
     #[error("a mean over {count} is not defined: the count must be finite and above 0")]
     Count {

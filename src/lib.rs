@@ -5,6 +5,7 @@
 
 mod allowed;
 mod backend;
+mod bias;
 mod columns;
 mod compare;
 mod comparison;
@@ -16,9 +17,12 @@ mod floats;
 mod gradient;
 mod kernel;
 mod logits;
+mod logprobs;
 mod math;
 pub mod reference;
+mod row_stats;
 mod rows;
+mod sample;
 mod saved;
 mod sequences;
 mod simd;
@@ -32,6 +36,7 @@ struct Layouts;
 
 pub use allowed::AllowedTokens;
 pub use backend::Backend;
+pub use bias::LogitBias;
 pub use compare::{Compare, CompareOutputs};
 pub use comparison::{AtTargets, Comparison, Estimate};
 pub use cross_entropy::{CrossEntropy, EmptyMean, Reduction, RowOutputs};
@@ -42,6 +47,9 @@ pub use floats::Floats;
 pub use gradient::{Gradient, Upstream};
 pub use half::{bf16, f16};
 pub use logits::{Logits, LogitsMut};
+pub use logprobs::{LogProbs, Shard, TokenLogProbs, TokenOutputs};
+pub use row_stats::{RowStats, TopToken};
+pub use sample::{Sample, Sampler};
 pub use saved::LogSumExp;
 pub use sequences::SequenceScore;
 pub use softmax::Softmax;

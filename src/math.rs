@@ -113,6 +113,11 @@ pub(crate) fn ln_1p(w: f64) -> f64 {
     ln(u) + lost / u
 }
 
+/// `-ln(1 - v)` for `0 <= v <= 0.29`, with full relative accuracy down to the smallest `v`.
+pub(crate) fn neg_ln_one_minus(v: f64) -> f64 {
+    two_atanh(v / (2.0 - v))
+}
+
 /// `1 - e^(-x)` for `x >= 0`, with full relative accuracy down to the smallest `x`.
 pub(crate) fn one_minus_exp_neg(x: f64) -> f64 {
     if x > 0.5 || x.is_nan() {
@@ -153,6 +158,7 @@ mod tests {
         for i in 0..10_000 {
             let x = f64::from(i) * 1e-3;
             close(one_minus_exp_neg(x), -(-x).exp_m1(), x);
+            close(neg_ln_one_minus(x * 0.029), -(-x * 0.029).ln_1p(), x);
             close(one_minus_exp_neg(x * 1e-9), -(-x * 1e-9).exp_m1(), x);
         }
         for i in 0..10_000 {

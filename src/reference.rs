@@ -134,6 +134,90 @@ pub fn log_softmax(logits: &[impl Copy + Into<f64>]) -> Vec<f64> {
     logits.iter().map(|&x| (x.into() - max) - loss).collect()
 }
 
+/// `sum_j e^-d`, and the same times `d - center` and its square, with `d = max - x[j]` and without the largest class: next
+/// to its 1 small ones would have no digits. `None` for rows without probabilities.
+fn moments(logits: &[impl Copy + Into<f64>], center: f64) -> Option<[f64; 3]> {
+    let x = || logits.iter().map(|&x| x.into());
+    let max = max(x());
+    let best = x().position(|x| x == max).filter(|_| max.is_finite())?;
+    // What is -inf, or further below than `f64` can tell, has no part in anything.
+    let below = || {
+        let others = x().enumerate().filter(move |&(j, _)| j != best);
+        others.map(|(_, x)| (max - x, (x - max).exp())).filter(|&(_, e)| e > 0.0)
+    };
+    let of_power = |n| sum(below().map(|(d, e)| e * (d - center).powi(n)));
+    Some([0, 1, 2].map(of_power))
+}
+
+/// `-sum_j p[j] ln p[j]` in nats; NaN for rows that have none, as the kernels.
+///
+/// ```
+/// use xent::reference::entropy;
+///
+/// assert_eq!(entropy(&[7.0, f32::NEG_INFINITY, 7.0]), 2f64.ln());
+/// // A token that the model is sure of: what is left is (1 + 40) e^-40, and not 0.
+/// assert!((entropy(&[40.0, 0.0]) / (41.0 * (-40f64).exp()) - 1.0).abs() < 1e-15);
+/// ```
+pub fn entropy(logits: &[impl Copy + Into<f64>]) -> f64 {
+    moments(logits, 0.0).map_or(f64::NAN, |[sum, first, _]| sum.ln_1p() + first / (1.0 + sum))
+}
+
+/// The variance of `ln p[j]` under `p`; NaN for rows that have none, as the kernels.
+///
+/// ```
+/// use xent::reference::varentropy;
+///
+/// assert_eq!(varentropy(&[7.0, f32::NEG_INFINITY, 7.0]), 0.0);
+/// let p = 1.0 / (1.0 + 1f64.exp());
+/// assert!((varentropy(&[0.0, 1.0]) - p * (1.0 - p)).abs() < 1e-15);
+/// ```
+pub fn varentropy(logits: &[impl Copy + Into<f64>]) -> f64 {
+    let Some([sum, first, _]) = moments(logits, 0.0) else { return f64::NAN };
+    let mean = first / (1.0 + sum);
+    // Around the mean nothing cancels.
+    let second = moments(logits, mean).map_or(f64::NAN, |[_, _, second]| second);
+    (mean * mean + second) / (1.0 + sum)
+}
+
+/// How many logits are at least that of the target, itself among them, and one more than how many are above it: what
+/// [`TokenOutputs::ranks`](crate::TokenOutputs::ranks) and
+/// [`TokenOutputs::strict_ranks`](crate::TokenOutputs::strict_ranks) are. NaN does not count; a target that is one has 0.
+///
+/// ```
+/// use xent::reference::rank;
+///
+/// assert_eq!(rank(&[1.0, 3.0, 3.0, 3.0, 2.0], 2), (3, 1));
+/// assert_eq!(rank(&[1.0, f32::NAN, 3.0], 0), (2, 2));
+/// assert_eq!(rank(&[1.0, f32::NAN, 3.0], 1), (0, 0));
+/// ```
+///
+/// # Panics
+/// If `target` is not a class.
+pub fn rank(logits: &[impl Copy + Into<f64>], target: usize) -> (u64, u64) {
+    let t: f64 = logits[target].into();
+    let count = |is: &dyn Fn(f64) -> bool| logits.iter().filter(|&&x| is(x.into())).count() as u64;
+    if t.is_nan() { (0, 0) } else { (count(&|x| x >= t), count(&|x| x > t) + 1) }
+}
+
+/// The `k` classes with the largest logits, in descending order; of equals the lowest first, which both zeros are. NaN is
+/// above everything. All classes if there are fewer.
+///
+/// ```
+/// assert_eq!(xent::reference::top_k(&[1.0, f32::NAN, 3.0, f32::INFINITY, 3.0], 4), [1, 3, 2, 4]);
+/// ```
+pub fn top_k(logits: &[impl Copy + Into<f64>], k: usize) -> Vec<usize> {
+    // The sum with 0 has one zero of two.
+    let key = |j: usize| -> f64 { logits[j].into() + 0.0 };
+    let mut ids: Vec<usize> = (0..logits.len()).collect();
+    ids.sort_by(|&a, &b| {
+        let (a, b) = (key(a), key(b));
+        // Stable: the lowest of equals stays first.
+        b.is_nan().cmp(&a.is_nan()).then(b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal))
+    });
+    ids.truncate(k);
+    ids
+}
+
 /// Options of a loss, named and explained as the functions of [`CrossEntropy`](crate::CrossEntropy).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options<'a> {

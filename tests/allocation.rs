@@ -8,7 +8,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use xent::{
-    CrossEntropy, Gradient, LogSumExp, Logits, LogitsMut, RowOutputs, Softmax, SparseProbs, Targets,
+    AllowedTokens, Backend, CrossEntropy, Gradient, LogProbs, LogSumExp, LogitBias, Logits,
+    LogitsMut, RowOutputs, RowStats, Sample, Shard, Softmax, SparseProbs, Targets, TokenOutputs,
 };
 
 /// The system allocator, counting what is asked of it.
@@ -117,6 +118,57 @@ fn for_each_training(
     }
 }
 
+/// Every output of [`LogProbs`], with and without all options, and statistics of shards.
+fn for_each_logprobs(
+    backend: Backend,
+    logits: Logits<'_>,
+    targets: &[i64],
+    check: &mut dyn FnMut(&str, &mut dyn FnMut()),
+) {
+    let (rows, vocab) = (logits.rows(), logits.vocab());
+    let samples = vec![Sample::new(1, 2); rows];
+    let (mask, bias) = (vec![u32::MAX - 1; vocab.div_ceil(32)], [(1, 2.0), (99, -1.0)]);
+    let ask = LogProbs::new().targets(targets).candidates(targets, 1).sample(&samples).top_k(20);
+    let ask = ask.backend(backend);
+    let changed = ask.temperature(0.7).logit_bias(LogitBias::new(&bias));
+    let changed = changed.allowed_tokens(AllowedTokens::new(&mask).stride(0));
+    let mut reals = vec![0.0; 6 * rows];
+    let mut ids = vec![0; 4 * rows];
+    let (mut top_ids, mut top) = (vec![0; 20 * rows], vec![0.0; 20 * rows]);
+    let mut stats = vec![RowStats::default(); rows];
+    for (options, ask) in [("plain", ask), ("all options", changed)] {
+        check(&format!("logprobs, {options}"), &mut || {
+            ask.run(logits, TokenOutputs::new().logprobs(&mut reals[..rows])).unwrap();
+        });
+        check(&format!("all of LogProbs, {options}"), &mut || {
+            let mut reals = reals.chunks_mut(rows);
+            let mut ids = ids.chunks_mut(rows);
+            let (mut real, mut id) = (|| reals.next().unwrap(), || ids.next().unwrap());
+            let out = TokenOutputs::new()
+                .logprobs(real())
+                .candidates(real())
+                .entropy(real())
+                .varentropy(real())
+                .logsumexp(real())
+                .sampled_logprobs(real())
+                .ranks(id())
+                .strict_ranks(id())
+                .argmax(id())
+                .sampled(id())
+                .top_k(&mut top_ids, &mut top);
+            ask.run(logits, out).unwrap();
+        });
+        check(&format!("row_stats, {options}"), &mut || {
+            let ask = ask.ranks(true).varentropy(true);
+            ask.row_stats(logits, Shard::new(0, vocab), &mut stats).unwrap();
+        });
+    }
+    check("merge", &mut || {
+        let merged = stats[0].merge(&stats[0]);
+        assert!(RowStats::from_bytes(&merged.to_bytes()).is_ok());
+    });
+}
+
 /// One test, so that no other allocates in between. Pools are its own, not the global one.
 #[test]
 fn calls_allocate_what_they_say() {
@@ -143,6 +195,9 @@ fn calls_allocate_what_they_say() {
             assert_eq!(n, 0, "softmax: {what}");
             let n = calls(|| softmax.logsumexp(logits, &mut losses).unwrap());
             assert_eq!(n, 0, "logsumexp: {what}");
+            for_each_logprobs(backend, logits, &targets, &mut |name, call| {
+                assert_eq!(calls(call), 0, "{name}: {what}");
+            });
             let logits = LogitsMut::new(&mut data, rows, vocab).unwrap();
             let n = calls(|| softmax.log_softmax_in_place(logits).unwrap());
             assert_eq!(n, 0, "log_softmax_in_place: {what}");
@@ -169,6 +224,10 @@ fn calls_allocate_what_they_say() {
             let n = bytes(|| softmax.softmax(logits, &mut p).unwrap());
             println!("{backend}: softmax, {n} bytes");
             assert!(n <= fixed, "{backend}: {n} bytes for {rows} rows");
+            for_each_logprobs(backend, logits, &targets, &mut |name, call| {
+                let n = bytes(call);
+                assert!(n <= fixed, "{backend}: {name}, {n} bytes for {rows} rows");
+            });
             let rows = rows / 8;
             let mut data = data[..rows * vocab].to_vec();
             for_each_training(&ce, &mut data, rows, vocab, &mut |name, call| {

@@ -9,8 +9,9 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::sync::LazyLock;
 use xent::{
-    Backend, CrossEntropy, Element, Gradient, LogSumExp, Logits, LogitsMut, RowOutputs, Softmax,
-    Targets, bf16, f16,
+    AllowedTokens, Backend, CrossEntropy, Element, Gradient, LogProbs, LogSumExp, LogitBias,
+    Logits, LogitsMut, RowOutputs, RowStats, Sample, Shard, Softmax, Targets, TokenLogProbs, bf16,
+    f16,
 };
 
 const EXPECTED: &str = include_str!("digest.txt");
@@ -29,6 +30,8 @@ const OPERATIONS: &[fn(Backend, &Batch, &mut Digests)] = &[
     double,
     bf16_rows,
     f16_rows,
+    logprobs,
+    shards,
 ];
 
 /// The inputs: if this line differs and others do too, the corpus has changed and not the results.
@@ -193,6 +196,104 @@ macro_rules! half_rows {
 }
 half_rows!(bf16_rows bf16);
 half_rows!(f16_rows f16);
+
+/// At temperatures of all kinds.
+fn samples(rows: usize) -> Vec<Sample> {
+    let t = |row: usize| [0.0, 0.625, 1.0, 1.5][row % 4];
+    (0..rows).map(|row| Sample::new(row as u64 % 3, row as u64).temperature(t(row))).collect()
+}
+
+/// Everything that [`LogProbs`] finds.
+fn logprobs(backend: Backend, batch: &Batch, digests: &mut Digests) {
+    let (rows, vocab) = (batch.rows, batch.vocab);
+    let samples = samples(rows);
+    let candidates: Vec<u32> = (0..2 * rows).map(|i| ((i * i + 3 * i) % vocab) as u32).collect();
+    let ask = LogProbs::new().targets(&batch.targets).candidates(&candidates, 2);
+    let ask = ask.top_k(vocab.min(20)).ranks(true).entropy(true).varentropy(true);
+    let ask = ask.sample(&samples).backend(backend);
+    let found = ask.collect(batch.view()).unwrap();
+    let ids = |ids: &[i64]| ids.iter().map(|&id| id as u64).collect::<Vec<_>>();
+    digests.add("logprobs", bits(&found.logprobs));
+    digests.add("logprobs.ranks", ids(&found.ranks));
+    digests.add("logprobs.strict_ranks", ids(&found.strict_ranks));
+    digests.add("logprobs.candidates", bits(&found.candidates));
+    digests.add("logprobs.top_ids", ids(&found.top_ids));
+    digests.add("logprobs.top_logprobs", bits(&found.top_logprobs));
+    digests.add("logprobs.argmax", ids(&found.argmax));
+    digests.add("logprobs.entropy", bits(&found.entropy));
+    digests.add("logprobs.varentropy", bits(&found.varentropy));
+    digests.add("logprobs.logsumexp", bits(&found.logsumexp));
+    digests.add("logprobs.sampled", ids(&found.sampled));
+    digests.add("logprobs.sampled_logprobs", bits(&found.sampled_logprobs));
+
+    let mask: Vec<u32> = (0..rows * vocab.div_ceil(32)).map(|i| !(1 << (i % 31))).collect();
+    let bias: Vec<(u32, f32)> =
+        (0..vocab as u32).step_by(7).map(|id| (id, (id % 5) as f32 * 0.75 - 1.0)).collect();
+    let changed = ask.allowed_tokens(AllowedTokens::new(&mask)).temperature(0.7);
+    let found = changed.logit_bias(LogitBias::new(&bias)).collect(batch.view()).unwrap();
+    digests.add("logprobs.options", numbers(&found, |x| f32_bits(x).into()));
+
+    // Rows of `f64` take longer than all else.
+    if rows * vocab < 50_000 {
+        let logits: Vec<f64> = batch.logits.iter().map(|&x| f64::from(x) / 3.0).collect();
+        let found = ask.collect(Logits::new(&logits, rows, vocab).unwrap()).unwrap();
+        digests.add("f64.logprobs", numbers(&found, bits64));
+    }
+    let logits: Vec<bf16> = batch.logits.iter().map(|&x| bf16::from_f32(x)).collect();
+    let found = ask.collect(Logits::new(&logits, rows, vocab).unwrap()).unwrap();
+    digests.add("bf16.logprobs", numbers(&found, |x| f32_bits(x).into()));
+    let logits: Vec<f16> = batch.logits.iter().map(|&x| f16::from_f32(x)).collect();
+    let found = ask.collect(Logits::new(&logits, rows, vocab).unwrap()).unwrap();
+    digests.add("f16.logprobs", numbers(&found, |x| f32_bits(x).into()));
+}
+
+/// All of it, one after the other.
+fn numbers<R: Copy>(found: &TokenLogProbs<R>, bits: impl Fn(R) -> u64) -> Vec<u64> {
+    let reals = [
+        &found.logprobs,
+        &found.candidates,
+        &found.top_logprobs,
+        &found.entropy,
+        &found.varentropy,
+        &found.logsumexp,
+        &found.sampled_logprobs,
+    ];
+    let ids = [&found.ranks, &found.strict_ranks, &found.top_ids, &found.argmax, &found.sampled];
+    let reals = reals.into_iter().flatten().map(|&x| bits(x));
+    reals.chain(ids.into_iter().flatten().map(|&id| id as u64)).collect()
+}
+
+/// The statistics of a third of the vocabulary and of the rest, and what both say together.
+fn shards(backend: Backend, batch: &Batch, digests: &mut Digests) {
+    let (rows, vocab) = (batch.rows, batch.vocab);
+    let samples = samples(rows);
+    let ask = LogProbs::new().targets(&batch.targets).top_k(vocab.min(5)).ranks(true);
+    let ask = ask.varentropy(true).sample(&samples).backend(backend);
+    let part = |first: usize, end: usize| {
+        let part = batch.logits.chunks(vocab).map(|row| &row[first..end]);
+        let list: Vec<&[f32]> = part.collect();
+        let mut stats = vec![RowStats::default(); rows];
+        let logits = Logits::from_rows(&list, end - first).unwrap();
+        ask.row_stats(logits, Shard::new(first, vocab), &mut stats).unwrap();
+        stats
+    };
+    let cut = vocab / 3;
+    for (a, b) in part(0, cut).iter().zip(&part(cut, vocab)) {
+        let row = b.merge(a);
+        let numbers = [row.loss(), Some(row.logsumexp()), row.entropy(), row.varentropy()];
+        digests.add("shards", numbers.map(|x| bits64(x.unwrap_or(0.0))));
+        digests.add("shards", row.top_k().flat_map(|t| [t.id, f32_bits(t.logit)]));
+        digests
+            .add("shards", [row.argmax(), row.sampled()].map(|id| id.map_or(u64::MAX, u64::from)));
+        // Which NaN it is that a row has is up to the processor.
+        if row.entropy().is_some_and(|x| !x.is_nan()) {
+            digests.add(
+                "shards.bytes",
+                row.to_bytes().as_chunks().0.iter().map(|&x| u32::from_le_bytes(x)),
+            );
+        }
+    }
+}
 
 /// Every NaN is the same NaN: which one an operation returns is up to the processor.
 fn bits(values: &[f32]) -> impl Iterator<Item = u32> {

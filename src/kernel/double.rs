@@ -6,6 +6,7 @@
 pub(crate) mod compare;
 pub(crate) mod exp;
 pub(crate) mod grad;
+pub(crate) mod logprobs;
 pub(crate) mod scan;
 pub(crate) mod softmax;
 pub(crate) mod sum;

@@ -102,7 +102,7 @@ pub(crate) fn run<S: Simd, T: Lane + Element<Real = f32>, const LEVEL: u8>(
         } else {
             0.0
         };
-        let wants_argmax = LEVEL >= sum::MAX;
+        let wants_argmax = LEVEL == sum::MAX;
         let best = if wants_argmax { argmax(logits, &row, target) } else { 0 };
         let row = Row::plain(loss, wants_argmax && best == target);
         out.write(i, row, lse, best as i64);

@@ -130,10 +130,15 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
 
     #[inline(always)]
     fn saved(lse: Lse) -> LogSumExp<f32> {
-        let hi = lse.value() as f32;
-        let lo = if hi.is_finite() { (lse.hi - f64::from(hi)) + lse.lo } else { 0.0 };
-        LogSumExp { hi, lo: lo as f32 }
+        saved(lse)
     }
+}
+
+#[inline(always)]
+pub(crate) fn saved(lse: Lse) -> LogSumExp<f32> {
+    let hi = lse.value() as f32;
+    let lo = if hi.is_finite() { (lse.hi - f64::from(hi)) + lse.lo } else { 0.0 };
+    LogSumExp { hi, lo: lo as f32 }
 }
 
 /// `sum(w (z - from))` in `f64`, for logits that are too far apart for [`Differences`]; `masked` if it is a

@@ -59,6 +59,12 @@ impl<'a, T: Lane> Steps<'a, T> {
         self.whole.get(i).unwrap_or(&self.tail)
     }
 
+    /// A step without the class to leave out.
+    #[inline(always)]
+    pub(super) fn step(&self, i: usize) -> &Step<T> {
+        if i == self.patched { &self.patch } else { self.get(i) }
+    }
+
     /// The steps of a block, in order. All but the first piece are empty in most blocks.
     #[inline(always)]
     fn pieces(&self, block: Range<usize>) -> [&[Step<T>]; 4] {
@@ -178,16 +184,20 @@ pub(super) struct BlockSum<S: Simd> {
     bits: S::V,
     /// The largest element, NaN ignored, if it was asked for.
     max: S::V,
+    /// The steps that have elements not below the bound, a bit each, the first one lowest; if they were asked for.
+    pub(super) hits: u32,
     /// `sum(e^x (x - center))` and what was lost of it, and so for the square, if they were asked for.
     pub(super) first: [S::V; 2],
     pub(super) second: [S::V; 2],
 }
 
-/// What [`sum_steps`] yields besides the sum: nothing, the largest element, and the moments.
+/// What [`sum_steps`] yields besides the sum: nothing, the largest element, or the steps that have large ones, and with
+/// these the first moment, or both.
 pub(crate) const PLAIN: u8 = 0;
 pub(crate) const MAX: u8 = 1;
-pub(crate) const FIRST: u8 = 2;
-pub(crate) const SECOND: u8 = 3;
+pub(crate) const STEPS: u8 = 2;
+pub(crate) const FIRST: u8 = 3;
+pub(crate) const SECOND: u8 = 4;
 
 /// Where the first and the second moment of the elements around it are taken, less the origin; and what their sums
 /// start from, as [`ANCHOR`].
@@ -200,8 +210,8 @@ pub(super) struct Center {
 impl Center {
     /// Of sums with that reference; `at` is at most a reference move above it, or any distance.
     ///
-    /// Powers of two are at most 1, elements at most 3.5 above the reference. So four terms are at most
-    /// 6 (d + 3.5) in magnitude if the center is d from the reference, and 16 times four less than the anchor.
+    /// Powers of two are at most 1, elements at most 3.5 above the reference. So eight terms are at most
+    /// 12 (d + 3.5) in magnitude if the center is d from the reference, and the 64 of a block less than the anchor.
     #[inline(always)]
     pub(super) fn new<S: Simd>(at: f32, sum: &ExpSum) -> Self {
         let at = at - sum.origin;
@@ -247,6 +257,7 @@ pub(super) fn sum_steps<S: Simd, T: Lane, const SHIFTED: bool, const LEVEL: u8>(
     block: Range<usize>,
     at: &ExpSum,
     center: Center,
+    bound: f32,
 ) -> BlockSum<S> {
     let scale = Scale::<S>::new(s, at.exponent, FIELD);
     let origin = s.splat(at.origin);
@@ -257,54 +268,72 @@ pub(super) fn sum_steps<S: Simd, T: Lane, const SHIFTED: bool, const LEVEL: u8>(
     let mut lost = zero;
     let mut bits = zero;
     let mut max = s.splat(f32::NEG_INFINITY);
-    let [mut first, mut second] = center.anchors.map(|anchor| [s.splat(anchor), zero]);
+    let [mut first, mut second] =
+        [[s.splat(center.anchors[0]), zero], [s.splat(center.anchors[1]), zero]];
     let center = s.splat(center.at);
+    let bound = s.splat(bound);
+    let (mut hits, mut step_bit) = (0, 1);
+    // Moments of some steps are added up before they go to the anchored sums.
+    let group = if LEVEL >= FIRST { 2 } else { BLOCK / STEP };
     for piece in steps.pieces(block) {
-        for step in piece {
-            for lanes in step.iter().step_by(T::PER_LINE) {
-                s.prefetch(lanes.as_ptr().wrapping_byte_add(PREFETCH));
-            }
-            if T::PER_LINE == 1 {
-                s.prefetch_far(step[0].as_ptr().wrapping_byte_add(PREFETCH_FAR));
-            }
-            if LEVEL >= MAX {
-                for lanes in step {
-                    max = s.max_or(T::load(s, lanes), max);
+        for group in piece.chunks(group) {
+            let mut moments = [zero; 2];
+            for step in group {
+                for lanes in step.iter().step_by(T::PER_LINE) {
+                    s.prefetch(lanes.as_ptr().wrapping_byte_add(PREFETCH));
                 }
+                if T::PER_LINE == 1 {
+                    s.prefetch_far(step[0].as_ptr().wrapping_byte_add(PREFETCH_FAR));
+                }
+                if LEVEL == MAX {
+                    for lanes in step {
+                        max = s.max_or(T::load(s, lanes), max);
+                    }
+                }
+                if LEVEL >= STEPS {
+                    let [a, b, c, d] = step;
+                    let ab = s.max_or(T::load(s, a), T::load(s, b));
+                    let max = s.max_or(ab, s.max_or(T::load(s, c), T::load(s, d)));
+                    // A lane with a NaN may be missed: rows that have one are looked through again.
+                    if s.ge_bits(max, bound) != 0 {
+                        hits |= step_bit;
+                    }
+                    step_bit <<= 1;
+                }
+                let a = split::<S, T, SHIFTED>(s, &step[0], &scale, origin);
+                let b = split::<S, T, SHIFTED>(s, &step[1], &scale, origin);
+                let rest = s.mul_add(b.s, b.q, s.mul(a.s, a.q));
+                bits = s.or3(bits, a.z, b.z);
+                (hi, low) = add_powers(s, (hi, low), a.s, coarse);
+                (hi, low) = add_powers(s, (hi, low), b.s, coarse);
+                moments = add_moments::<S, LEVEL>(s, &a, &b, center, moments);
+                let c = split::<S, T, SHIFTED>(s, &step[2], &scale, origin);
+                let d = split::<S, T, SHIFTED>(s, &step[3], &scale, origin);
+                let rest = s.mul_add(d.s, d.q, s.mul_add(c.s, c.q, rest));
+                bits = s.or3(bits, c.z, d.z);
+                (hi, low) = add_powers(s, (hi, low), c.s, coarse);
+                (hi, low) = add_powers(s, (hi, low), d.s, coarse);
+                moments = add_moments::<S, LEVEL>(s, &c, &d, center, moments);
+                // What rounding takes from this sum has a sum of its own: in the next chain it would be larger
+                // than what small elements add.
+                [hi, lost] = add_anchored(s, [hi, lost], rest);
             }
-            let a = split::<S, T, SHIFTED>(s, &step[0], &scale, origin);
-            let b = split::<S, T, SHIFTED>(s, &step[1], &scale, origin);
-            let rest = s.mul_add(b.s, b.q, s.mul(a.s, a.q));
-            bits = s.or3(bits, a.z, b.z);
-            (hi, low) = add_powers(s, (hi, low), a.s, coarse);
-            (hi, low) = add_powers(s, (hi, low), b.s, coarse);
-            let ab = moments::<S, LEVEL>(s, &a, &b, center, [zero; 2]);
-            let c = split::<S, T, SHIFTED>(s, &step[2], &scale, origin);
-            let d = split::<S, T, SHIFTED>(s, &step[3], &scale, origin);
-            let rest = s.mul_add(d.s, d.q, s.mul_add(c.s, c.q, rest));
-            bits = s.or3(bits, c.z, d.z);
-            (hi, low) = add_powers(s, (hi, low), c.s, coarse);
-            (hi, low) = add_powers(s, (hi, low), d.s, coarse);
-            let abcd = moments::<S, LEVEL>(s, &c, &d, center, ab);
-            // What rounding takes from this sum has a sum of its own: in the next chain it would be larger
-            // than what small elements add.
-            [hi, lost] = add_anchored(s, [hi, lost], rest);
             if LEVEL >= FIRST {
-                first = add_anchored(s, first, abcd[0]);
+                first = add_anchored(s, first, moments[0]);
             }
             if LEVEL >= SECOND {
-                second = add_anchored(s, second, abcd[1]);
+                second = add_anchored(s, second, moments[1]);
             }
         }
     }
-    BlockSum { hi, low, lost, bits, max, first, second }
+    BlockSum { hi, low, lost, bits, max, hits, first, second }
 }
 
 /// `e^x (x - center)` and `e^x (x - center)^2` of two vectors, added to `sums`.
 ///
 /// The power of two is multiplied last, which is exact: what is rounded is `(1 + q) d`.
 #[inline(always)]
-fn moments<S: Simd, const LEVEL: u8>(
+fn add_moments<S: Simd, const LEVEL: u8>(
     s: S,
     a: &Parts<S>,
     b: &Parts<S>,
@@ -348,12 +377,15 @@ impl<S: Simd> BlockSum<S> {
 
 /// The largest of 16 numbers none of which is NaN.
 #[inline(always)]
-pub(crate) fn max_lane(lanes: Lanes) -> f32 {
-    let mut max = lanes[0];
-    for x in lanes {
-        max = if x > max { x } else { max };
+pub(crate) fn max_lane(mut lanes: Lanes) -> f32 {
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
+        }
     }
-    max
+    lanes[0]
 }
 
 /// The sum of one chunk while it is being read: 16 lanes of `f64`.
@@ -381,7 +413,7 @@ impl<S: Simd> ChunkSum<S> {
 
     #[inline(always)]
     fn add_block<T: Lane, const LEVEL: u8>(&mut self, steps: &Steps<'_, T>, block: Range<usize>) {
-        // Moments are for the chunks of `logprobs`.
+        // Moments are for the chunks of `logprobs`, and so are large elements.
         let center = Center { at: 0.0, anchors: [0.0; 2] };
         let mut looked = false;
         if self.at.is_empty() {
@@ -394,13 +426,13 @@ impl<S: Simd> ChunkSum<S> {
             // Rows of small numbers have no origin, and need no loop for it.
             let near = T::MAX < exp::max_exponent::<S>() * 0.69;
             let sum = if near || self.at.origin == 0.0 {
-                sum_steps::<S, T, false, LEVEL>(self.s, steps, block.clone(), &self.at, center)
+                sum_steps::<S, T, false, LEVEL>(self.s, steps, block.clone(), &self.at, center, 0.0)
             } else {
-                sum_steps::<S, T, true, LEVEL>(self.s, steps, block.clone(), &self.at, center)
+                sum_steps::<S, T, true, LEVEL>(self.s, steps, block.clone(), &self.at, center, 0.0)
             };
             if looked || sum.fits(self.s) {
                 self.add(&sum);
-                if LEVEL >= MAX {
+                if LEVEL == MAX {
                     self.max = sum.max(self.s);
                 }
                 return;
@@ -461,7 +493,7 @@ impl ExpSum {
         ExpSum { origin: 0.0, exponent: f32::NEG_INFINITY, sum: 0.0, nan: false, inf: false };
 
     #[inline(always)]
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.exponent == f32::NEG_INFINITY
     }
 
@@ -488,7 +520,7 @@ impl ExpSum {
     /// The origin may be as large as an `f32` can be: it is added to the shift first, before anything
     /// small.
     #[inline(always)]
-    fn ln_unit(&self, fused: bool, shift: f64) -> f64 {
+    pub(crate) fn ln_unit(&self, fused: bool, shift: f64) -> f64 {
         const FIELD_UNIT: f64 = HEADROOM as f64 * LN_2;
         (f64::from(self.origin) + shift)
             + f64::from(self.exponent) * exp::ln_2_step(fused)
@@ -721,7 +753,7 @@ pub(crate) fn row_and<S: Simd, T: Lane, const LEVEL: u8>(
             sum.add_block::<T, LEVEL>(&steps, block.clone());
             let start = block.start * STEP;
             extra.block(s, &row[start..row.len().min(block.end * STEP)], start);
-            if LEVEL >= MAX && sum.max > out.max {
+            if LEVEL == MAX && sum.max > out.max {
                 (out.max, out.max_block) = (sum.max, start);
             }
         }

@@ -55,6 +55,8 @@ impl Total {
 
     pub(crate) fn add(&mut self, part: &Moments) {
         let ExpSum { origin, exponent, sum, nan, inf } = part.sum;
+        // The sum with 0 has one zero of two: equal statistics have equal bytes.
+        let exponent = exponent + 0.0;
         let mut other = Total { origin, exponent, nan, inf, ..Total::empty(self.fused) };
         if sum.is_nan() {
             other.nan = true;
@@ -75,6 +77,10 @@ impl Total {
             self.is_empty() || !other.is_empty() && other.reference() > self.reference();
         let (mut total, low) = if self_is_low { (*other, &*self) } else { (*self, other) };
         (total.nan, total.inf) = (nan, inf);
+        if total.is_empty() {
+            // Of nothing, as of the identity, which says it is fused: the other one decides, in any order.
+            total.fused = self.fused & other.fused;
+        }
         if !low.is_empty() {
             if low.origin == total.origin && low.fused == total.fused {
                 for (sum, low) in total.sums.iter_mut().zip(&low.sums) {
@@ -97,7 +103,10 @@ impl Total {
         let by = f64::from(low.origin) - f64::from(self.origin);
         let moved = [sum, first + by * sum, second + 2.0 * by * first + by * by * sum];
         for (to, v) in self.sums.iter_mut().zip(moved) {
-            to.add(factor * v, self.exponent as i32);
+            // What comes from elsewhere may be anything.
+            if (factor * v).is_finite() {
+                to.add(factor * v, self.exponent as i32);
+            }
         }
     }
 

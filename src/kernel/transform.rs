@@ -1,17 +1,19 @@
-//! What is done to logits before the softmax: mask, scale, softcap, temperature.
+//! What is done to logits before the softmax: mask, scale, bias, softcap, temperature.
 
 use super::exp::{Map, Scale, map_lanes as each};
 use super::sum::BLOCK;
 use crate::math;
 use crate::simd::{LANES, Lane, Simd};
 
-/// `z = cap(scale * x) / temperature` with `cap(u) = c tanh(u / c)`, and -inf for classes that may not be.
+/// `z = cap(scale * x + bias) / temperature` with `cap(u) = c tanh(u / c)`, and -inf for classes that may not be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Transform<'a> {
     pub(crate) scale: f64,
     pub(crate) temperature: f64,
     pub(crate) softcap: Option<Softcap>,
     pub(crate) allowed: Option<Allowed<'a>>,
+    /// What is added to some classes, in ascending order. For losses there is none.
+    pub(crate) bias: &'a [(u32, f32)],
 }
 
 /// The mask of a row: whether a class may be, a bit for each, the lowest of a word first.
@@ -74,7 +76,7 @@ pub(crate) struct Softcap {
 
 impl Transform<'_> {
     pub(crate) const IDENTITY: Transform<'static> =
-        Transform { scale: 1.0, temperature: 1.0, softcap: None, allowed: None };
+        Transform { scale: 1.0, temperature: 1.0, softcap: None, allowed: None, bias: &[] };
 
     #[inline(always)]
     pub(crate) fn is_identity(&self) -> bool {
@@ -92,6 +94,12 @@ impl Transform<'_> {
         let is_allowed = self.is_allowed(class);
         let x = if is_allowed { x } else { f64::NEG_INFINITY };
         let (mut z, mut slope) = (x * self.scale, 1.0);
+        if !self.bias.is_empty()
+            && let Ok(at) = self.bias.binary_search_by_key(&class, |&(id, _)| id as usize)
+        {
+            let b = self.bias[at].1;
+            z = if b == f32::NEG_INFINITY { b.into() } else { z + f64::from(b) };
+        }
         if let Some(Softcap { cap, keep_infinite }) = self.softcap {
             let u = 2.0 * (z / cap).abs();
             let e = math::exp(-u);
@@ -102,6 +110,18 @@ impl Transform<'_> {
             }
         }
         (if is_allowed { z / self.temperature } else { x }, slope)
+    }
+
+    /// As `z` of [`stage`], without the options that only losses have.
+    pub(crate) fn one_f32(&self, class: usize, x: f32) -> f32 {
+        if !self.is_allowed(class) {
+            return f32::NEG_INFINITY;
+        }
+        let mut z = x;
+        if let Ok(at) = self.bias.binary_search_by_key(&class, |&(id, _)| id as usize) {
+            z = biased(z, self.bias[at].1);
+        }
+        if self.temperature == 1.0 { z } else { z / self.temperature as f32 }
     }
 
     /// `z` of each, in place, from class `start` on.
@@ -139,6 +159,18 @@ pub(crate) fn stage<S: Simd, T: Lane>(
 ) {
     let z = &mut z[..x.len()];
     widen(s, x, z);
+    stage_in_place(s, transform, start, z, slope);
+}
+
+/// As [`stage`], of logits that are there already.
+#[inline(always)]
+pub(crate) fn stage_in_place<S: Simd>(
+    s: S,
+    transform: &Transform<'_>,
+    start: usize,
+    z: &mut [f32],
+    slope: Option<&mut [f32]>,
+) {
     if let Some(allowed) = transform.allowed {
         // First: what may not be may be anything, and its slope has to be a number.
         allowed.mask(s, start, z);
@@ -146,6 +178,9 @@ pub(crate) fn stage<S: Simd, T: Lane>(
     if transform.scale != 1.0 {
         let k = s.splat(transform.scale as f32);
         each(s, z, &Multiply::<S>(k));
+    }
+    if !transform.bias.is_empty() {
+        add_bias(transform.bias, start, z);
     }
     if let Some(softcap) = transform.softcap {
         let cap = Cap::<S>::new(s, softcap);
@@ -163,6 +198,19 @@ pub(crate) fn stage<S: Simd, T: Lane>(
     }
     if transform.temperature != 1.0 {
         each(s, z, &Divide::<S>(s.splat(transform.temperature as f32)));
+    }
+}
+
+/// -inf bans a token, whatever its logit is.
+fn biased(z: f32, b: f32) -> f32 {
+    if b == f32::NEG_INFINITY { b } else { z + b }
+}
+
+fn add_bias(bias: &[(u32, f32)], start: usize, z: &mut [f32]) {
+    let first = bias.partition_point(|&(id, _)| (id as usize) < start);
+    for &(id, b) in &bias[first..] {
+        let Some(z) = z.get_mut(id as usize - start) else { break };
+        *z = biased(*z, b);
     }
 }
 

@@ -46,7 +46,8 @@ impl ExactSum {
             if piece != 0 {
                 self.raise(bin);
                 if let Some(sum) = self.bins.get_mut((self.top - bin) as usize) {
-                    *sum += if v < 0.0 { -(piece as i128) } else { piece as i128 };
+                    let piece = piece as i128;
+                    *sum = sum.wrapping_add(if v < 0.0 { -piece } else { piece });
                 }
             }
         }
@@ -60,7 +61,8 @@ impl ExactSum {
         self.raise(other.top);
         let down = self.top.abs_diff(other.top) as usize;
         for (sum, piece) in self.bins.iter_mut().skip(down).zip(other.bins) {
-            *sum += piece;
+            // What comes from elsewhere may be anything; sums of rows are far from overflowing.
+            *sum = sum.wrapping_add(piece);
         }
     }
 
@@ -87,7 +89,7 @@ impl ExactSum {
         let negative = bins[0] < 0;
         if negative {
             // Digits of one sign, or the first could cancel against the rest.
-            bins = carried(bins.map(|bin| -bin));
+            bins = carried(bins.map(i128::wrapping_neg));
         }
         let [a, b, c] = bins.map(|bin| bin as f64);
         let unit = exp2_int(WIDTH);
@@ -127,7 +129,7 @@ impl ExactSum {
 /// All bins but the first between 0 and 2^64.
 fn carried(mut bins: [i128; BINS]) -> [i128; BINS] {
     for i in (1..BINS).rev() {
-        bins[i - 1] += bins[i] >> WIDTH;
+        bins[i - 1] = bins[i - 1].wrapping_add(bins[i] >> WIDTH);
         bins[i] &= i128::from(u64::MAX);
     }
     bins

@@ -1,0 +1,815 @@
+//! What an inference engine asks about a row, or a part of one, in one pass: `kernels.md` explains it.
+//!
+//! The loop over exponentials is that of the loss ([`sum_steps`]), with the target left out as there. What else is
+//! wanted is looked for in each block while it is in the first-level cache, and mostly not found: the largest
+//! element of the block tells whether it can matter to a rank, the top k, or a draw.
+
+use super::gumbel::{self, Key};
+use super::sum::{
+    self, BLOCK, BlockSum, CHUNK, Center, ChunkSum, ExpSum, STEP, Step, Steps, as_steps, ranges,
+    sum_steps,
+};
+use super::top::{MAX_TOP_K, Top};
+use super::total::Moments;
+use super::transform::{Staged, Transform, stage_in_place, widen};
+use crate::math;
+use crate::row_stats::{Drawn, Known, NONE, RowStats};
+use crate::simd::{LANES, Lane, Simd};
+use half::{bf16, f16};
+use std::ops::Range;
+
+/// A row of a type that is computed in `f32`.
+#[derive(Clone, Copy)]
+pub(crate) enum AnyRow<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+/// What to find out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Wanted {
+    /// [`sum::STEPS`], or for the entropy [`sum::FIRST`], for its variance [`sum::SECOND`].
+    pub(crate) level: u8,
+    pub(crate) ranks: bool,
+    /// The strict ranks too.
+    pub(crate) strict_ranks: bool,
+    pub(crate) top_k: usize,
+}
+
+/// Some classes of a row, from the beginning of a chunk on.
+#[derive(Clone)]
+pub(crate) struct Part<'a, X = AnyRow<'a>> {
+    pub(crate) row: X,
+    pub(crate) classes: Range<usize>,
+    pub(crate) transform: Transform<'a>,
+    pub(crate) wanted: Wanted,
+    /// The target, if it is of these classes.
+    pub(crate) target: Option<usize>,
+    /// Its transformed logit, wherever it is.
+    pub(crate) target_logit: Option<f64>,
+    pub(crate) draw: Option<Draw>,
+    /// The token that class 0 is.
+    pub(crate) first_id: u32,
+}
+
+/// How to draw a token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Draw {
+    pub(crate) key: Key,
+    pub(crate) temperature: f64,
+}
+
+impl<'a, X> Part<'a, X> {
+    /// The same of another row.
+    pub(crate) fn of<Y>(&self, row: Y) -> Part<'a, Y> {
+        let Part { transform, wanted, target, target_logit, draw, first_id, .. } = *self;
+        let classes = self.classes.clone();
+        Part { row, classes, transform, wanted, target, target_logit, draw, first_id }
+    }
+
+    /// Some of these classes.
+    #[cfg(feature = "rayon")]
+    pub(crate) fn classes(&self, classes: Range<usize>) -> Self
+    where
+        X: Clone,
+    {
+        let target = self.target.filter(|target| classes.contains(target));
+        Part { classes, target, ..self.clone() }
+    }
+
+    pub(crate) fn id(&self, class: usize) -> u32 {
+        self.first_id + class as u32
+    }
+}
+
+impl Part<'_> {
+    fn plain(&self) -> Option<&[f32]> {
+        match self.row {
+            AnyRow::F32(x) if self.transform.is_identity() => Some(x),
+            _ => None,
+        }
+    }
+
+    /// The logits of a block after their transform, and -inf up to the end of the buffer.
+    #[inline(always)]
+    fn stage<S: Simd>(&self, s: S, block: Range<usize>, staged: &mut Staged<f32>) {
+        let z = &mut staged.0[..block.len()];
+        match self.row {
+            AnyRow::F32(x) => ahead_and_widen(s, &x[block.clone()], z),
+            AnyRow::Bf16(x) => ahead_and_widen(s, &x[block.clone()], z),
+            AnyRow::F16(x) => ahead_and_widen(s, &x[block.clone()], z),
+        }
+        stage_in_place(s, &self.transform, block.start, z, None);
+        staged.0[block.len()..].fill(f32::NEG_INFINITY);
+    }
+}
+
+#[inline(always)]
+fn ahead_and_widen<S: Simd, T: Lane>(s: S, x: &[T], z: &mut [f32]) {
+    for line in x.chunks(LANES * T::PER_LINE) {
+        s.prefetch(line.as_ptr().wrapping_byte_add(sum::PREFETCH));
+    }
+    widen(s, x, z);
+}
+
+/// The sums over a chunk while it is being read, and over its block with the largest element.
+struct Chunk<S: Simd> {
+    sum: ChunkSum<S>,
+    /// `sum(e^x (x - center)^n)` for n = 1, 2, in the units of the sum.
+    moments: [S::Wide; 2],
+    /// The largest element so far, once there is one.
+    center: f32,
+    /// The same, of blocks that were added.
+    best_max: f32,
+    /// The class that the block with that element starts with, and what the block added.
+    best_block: usize,
+    best: [S::Wide; 3],
+}
+
+impl<S: Simd> Chunk<S> {
+    #[inline(always)]
+    fn new(s: S, start: usize) -> Self {
+        let zero = s.wide_zero();
+        Chunk {
+            sum: ChunkSum::new(s),
+            moments: [zero; 2],
+            center: f32::NEG_INFINITY,
+            best_max: f32::NEG_INFINITY,
+            best_block: start,
+            best: [zero; 3],
+        }
+    }
+
+    /// Adds a block that starts with class `start`. Returns the steps of it that have elements not below `bound`.
+    #[inline(always)]
+    fn add_block(
+        &mut self,
+        s: S,
+        steps: &Steps<'_, f32>,
+        block: Range<usize>,
+        start: usize,
+        level: u8,
+        bound: f32,
+    ) -> u32 {
+        let mut looked = false;
+        if self.sum.at.is_empty() {
+            if !self.look(s, steps, block.clone()) {
+                return self.without_sum(start);
+            }
+            looked = true;
+        }
+        // New maxima are to be found, whoever asks.
+        let bound = self.best_max.min(bound);
+        loop {
+            let at = &self.sum.at;
+            let center = Center::new::<S>(self.center, at);
+            let shifted = at.origin != 0.0;
+            let block_sum = match (level, shifted) {
+                (sum::SECOND, false) => sum_steps::<S, f32, false, { sum::SECOND }>(
+                    s,
+                    steps,
+                    block.clone(),
+                    at,
+                    center,
+                    bound,
+                ),
+                (sum::SECOND, true) => sum_steps::<S, f32, true, { sum::SECOND }>(
+                    s,
+                    steps,
+                    block.clone(),
+                    at,
+                    center,
+                    bound,
+                ),
+                (sum::FIRST, false) => sum_steps::<S, f32, false, { sum::FIRST }>(
+                    s,
+                    steps,
+                    block.clone(),
+                    at,
+                    center,
+                    bound,
+                ),
+                (sum::FIRST, true) => sum_steps::<S, f32, true, { sum::FIRST }>(
+                    s,
+                    steps,
+                    block.clone(),
+                    at,
+                    center,
+                    bound,
+                ),
+                (_, false) => sum_steps::<S, f32, false, { sum::STEPS }>(
+                    s,
+                    steps,
+                    block.clone(),
+                    at,
+                    center,
+                    bound,
+                ),
+                (_, true) => sum_steps::<S, f32, true, { sum::STEPS }>(
+                    s,
+                    steps,
+                    block.clone(),
+                    at,
+                    center,
+                    bound,
+                ),
+            };
+            if looked || block_sum.fits(s) {
+                self.sum.add(&block_sum);
+                if level >= sum::FIRST {
+                    self.moments = add_moments(s, self.moments, &block_sum, center);
+                }
+                let max = self.max_of_hits(s, steps, block.start, block_sum.hits);
+                if max > self.best_max {
+                    let zero = s.wide_zero();
+                    let [first, second] = add_moments(s, [zero; 2], &block_sum, center);
+                    self.best = [block_sum.add_to(s, zero), first, second];
+                    (self.best_max, self.best_block) = (max, start);
+                    self.recenter(s, max);
+                }
+                return block_sum.hits;
+            }
+            if !self.look(s, steps, block.clone()) {
+                return self.without_sum(start);
+            }
+            looked = true;
+        }
+    }
+
+    /// The largest element of these steps, if it is above the largest so far; or else that.
+    #[inline(always)]
+    fn max_of_hits(&self, s: S, steps: &Steps<'_, f32>, first: usize, mut hits: u32) -> f32 {
+        let known = s.splat(self.best_max);
+        let mut max = known;
+        while hits != 0 {
+            let step = steps.step(first + hits.trailing_zeros() as usize);
+            hits &= hits - 1;
+            for lanes in step {
+                max = s.max_or(s.load(lanes), max);
+            }
+        }
+        let is_above = s.gt_bits(max, known) != 0;
+        if is_above { sum::max_lane(s.to_lanes(max)) } else { self.best_max }
+    }
+
+    /// A block of which nothing was added: of -inf and NaN, or with +inf. All of it has to be looked at.
+    #[inline(always)]
+    fn without_sum(&mut self, start: usize) -> u32 {
+        if self.sum.max > self.best_max {
+            // +inf: the row has no probabilities, but an argmax.
+            (self.center, self.best_max, self.best_block) = (self.sum.max, self.sum.max, start);
+        }
+        u32::MAX
+    }
+
+    /// As [`ChunkSum::look`].
+    #[inline(always)]
+    fn look(&mut self, s: S, steps: &Steps<'_, f32>, block: Range<usize>) -> bool {
+        let from = self.sum.at;
+        let found = self.sum.look(steps, block);
+        if found {
+            let factor = from.scale_to::<S>(&self.sum.at);
+            // Loops, as no closure is sure to be inlined.
+            for sums in self.moments.iter_mut().chain(&mut self.best) {
+                *sums = s.wide_scale(*sums, factor);
+            }
+            self.recenter(s, self.sum.max);
+        }
+        found
+    }
+
+    /// Takes the moments around `to` if that is above the center: all elements are below then, and what is rounded is
+    /// in proportion to what they add to the entropy.
+    #[inline(always)]
+    fn recenter(&mut self, s: S, to: f32) {
+        if to <= self.center {
+            return;
+        }
+        if self.center > f32::NEG_INFINITY {
+            let by = f64::from(self.center) - f64::from(to);
+            let [first, second] = self.moments;
+            self.moments = moved(s, [self.sum.sums, first, second], by);
+            let [first, second] = moved(s, self.best, by);
+            self.best = [self.best[0], first, second];
+        }
+        self.center = to;
+    }
+}
+
+/// Moments around a point `by` further down.
+#[inline(always)]
+fn moved<S: Simd>(s: S, [sum, first, second]: [S::Wide; 3], by: f64) -> [S::Wide; 2] {
+    let from_sum = s.wide_scale(sum, by);
+    let twice = s.wide_plus(s.wide_plus(first, first), from_sum);
+    [s.wide_plus(first, from_sum), s.wide_plus(second, s.wide_scale(twice, by))]
+}
+
+#[inline(always)]
+fn add_moments<S: Simd>(
+    s: S,
+    moments: [S::Wide; 2],
+    block: &BlockSum<S>,
+    center: Center,
+) -> [S::Wide; 2] {
+    let mut sums = moments;
+    let parts = [block.first, block.second];
+    for ((sums, [hi, lost]), anchor) in sums.iter_mut().zip(parts).zip(center.anchors) {
+        *sums = s.wide_add(s.wide_add(*sums, s.sub(hi, s.splat(anchor))), lost);
+    }
+    sums
+}
+
+/// Sums over a whole chunk, and without its largest element.
+struct ChunkSums {
+    to: ExpSum,
+    all: [f64; 3],
+    best_block: [f64; 3],
+    center: f32,
+    block_start: usize,
+    chunk: Range<usize>,
+}
+
+impl ChunkSums {
+    #[inline(always)]
+    fn new<S: Simd>(s: S, sums: &Chunk<S>, chunk: Range<usize>, level: u8) -> Self {
+        let at = sums.sum.at;
+        // As `ChunkSum::finish`.
+        let to = ExpSum { exponent: at.exponent.max(sums.sum.top), ..at };
+        let factor = at.scale_to::<S>(&to);
+        let [first, second] = sums.moments;
+        ChunkSums {
+            to,
+            all: total(s, [sums.sum.sums, first, second], factor, level),
+            best_block: total(s, sums.best, factor, level),
+            center: sums.center,
+            block_start: sums.best_block,
+            chunk,
+        }
+    }
+
+    /// Sums around the center as moments around the origin.
+    fn moments(&self, [sum, first, second]: [f64; 3]) -> Moments {
+        let by = f64::from(self.center) - f64::from(self.to.origin);
+        if self.to.is_empty() || !by.is_finite() {
+            // With +inf there is no sum, but what was a NaN still has to show.
+            let nan = self.to.nan | (!self.to.is_empty() && sum.is_nan());
+            return Moments { sum: ExpSum { nan, ..self.to }, first: 0.0, second: 0.0 };
+        }
+        Moments {
+            sum: ExpSum { sum, ..self.to },
+            first: first + by * sum,
+            second: second + by * (2.0 * first + by * sum),
+        }
+    }
+
+    /// What is left of the chunk without its largest element, and the class that this is.
+    ///
+    /// The block that has it is summed again without it, and changed for the one that was summed with it. Where little is
+    /// left that way, the whole chunk is, with a reference of its own.
+    #[inline(always)]
+    fn tail<S: Simd>(&self, s: S, part: &Part<'_>) -> (Moments, usize) {
+        let block = self.block_start..self.chunk.end.min(self.block_start + BLOCK);
+        let center = Center::new::<S>(self.center, &self.to);
+        let mut staged = Staged([0.0; BLOCK]);
+        stage_without_target(s, part, block.clone(), &mut staged);
+        let at = staged.0.iter().position(|&z| z == self.center).unwrap_or(0);
+        staged.0[at] = f32::NEG_INFINITY;
+        let best = block.start + at;
+        let steps = Steps::new(&staged.0, None);
+        let all = 0..BLOCK / STEP;
+        let sum = sum_steps::<S, f32, true, { sum::SECOND }>(s, &steps, all, &self.to, center, 0.0);
+        let zero = s.wide_zero();
+        let [first, second] = add_moments(s, [zero; 2], &sum, center);
+        let mut rest = total(s, [sum.add_to(s, zero), first, second], 1.0, sum::SECOND);
+        if block != self.chunk {
+            for ((rest, all), block) in rest.iter_mut().zip(self.all).zip(self.best_block) {
+                *rest += all - block;
+            }
+        }
+        // Sums are made for what is not far below the reference. (And if there is 2^-24 left, what rounding to `f64` took
+        // from the difference might show.)
+        let is_tiny = rest[0] < self.all[0] / 512.0;
+        let rest = if is_tiny { self.alone(s, part, best) } else { self.moments(rest) };
+        (rest, best)
+    }
+
+    /// The sums over the chunk without a class, with a reference of their own.
+    #[inline(always)]
+    fn alone<S: Simd>(&self, s: S, part: &Part<'_>, best: usize) -> Moments {
+        let mut staged = Staged([0.0; BLOCK]);
+        let mut sums = Chunk::new(s, self.chunk.start);
+        for block in ranges(self.chunk.clone(), BLOCK) {
+            let start = block.start;
+            stage_without_target(s, part, block.clone(), &mut staged);
+            if block.contains(&best) {
+                staged.0[best - start] = f32::NEG_INFINITY;
+            }
+            let steps = Steps::new(&staged.0, None);
+            sums.add_block(s, &steps, 0..BLOCK / STEP, start, sum::SECOND, f32::INFINITY);
+        }
+        let sums = ChunkSums::new(s, &sums, self.chunk.clone(), sum::SECOND);
+        sums.moments(sums.all)
+    }
+}
+
+#[inline(always)]
+fn stage_without_target<S: Simd>(
+    s: S,
+    part: &Part<'_>,
+    block: Range<usize>,
+    staged: &mut Staged<f32>,
+) {
+    part.stage(s, block.clone(), staged);
+    if let Some(target) = part.target.filter(|target| block.contains(target)) {
+        staged.0[target - block.start] = f32::NEG_INFINITY;
+    }
+}
+
+/// The sums of lanes, as far as they were taken.
+#[inline(always)]
+fn total<S: Simd>(s: S, sums: [S::Wide; 3], factor: f64, level: u8) -> [f64; 3] {
+    let [zeroth, first, second] = sums;
+    let mut totals = [s.wide_sum(zeroth) * factor, 0.0, 0.0];
+    if level >= sum::FIRST {
+        totals[1] = s.wide_sum(first) * factor;
+    }
+    if level >= sum::SECOND {
+        totals[2] = s.wide_sum(second) * factor;
+    }
+    totals
+}
+
+/// The statistics of a part of a row. Everything that `out` had is overwritten.
+#[inline(always)]
+pub(crate) fn run<S: Simd>(s: S, part: &Part<'_>, out: &mut RowStats) {
+    let first_id = if part.classes.is_empty() { NONE } else { part.id(part.classes.start) };
+    let known = Known { target: part.target_logit.is_some(), draw: part.draw.is_some() };
+    out.clear(S::FUSED, &part.wanted, known, first_id);
+    let mut staged = Staged([0.0; BLOCK]);
+    let plain = part.plain();
+    let mut best: Option<ChunkSums> = None;
+    let mut has_nan = false;
+    let target_logit = part.target_logit.map(|z| z as f32);
+    if let Some(target) = part.target {
+        let z = target_logit.unwrap_or(f32::NAN);
+        (out.target, out.target_id) = (z, part.id(target));
+        has_nan = z.is_nan();
+    }
+    let mut seek = Seek::new(&part.wanted, target_logit);
+    for chunk in ranges(part.classes.clone(), CHUNK) {
+        let in_chunk = part.target.filter(|target| chunk.contains(target));
+        let whole = plain
+            .map(|x| Steps::new(&x[chunk.clone()], in_chunk.map(|target| target - chunk.start)));
+        let mut sums = Chunk::new(s, chunk.start);
+        for block in ranges(chunk.clone(), BLOCK) {
+            let start = block.start;
+            let target = in_chunk.filter(|target| block.contains(target));
+            // Moments of two steps are rounded together: of the same two whether or not there is a transform. The target's
+            // step and an incomplete one are not next to the others where they are.
+            let is_apart = target.is_some() || !block.len().is_multiple_of(STEP);
+            let whole = whole.as_ref().filter(|_| part.wanted.level < sum::FIRST || !is_apart);
+            if whole.is_none() {
+                part.stage(s, block.clone(), &mut staged);
+                if let Some(target) = target {
+                    staged.0[target - start] = f32::NEG_INFINITY;
+                }
+            }
+            let copied;
+            let (steps, range) = match whole {
+                Some(steps) => {
+                    (steps, (start - chunk.start) / STEP..(block.end - chunk.start).div_ceil(STEP))
+                }
+                None => {
+                    copied = Steps::new(&staged.0, None);
+                    (&copied, 0..block.len().div_ceil(STEP))
+                }
+            };
+            let mut hits = sums.add_block(s, steps, range, start, part.wanted.level, seek.bound());
+            let z = match plain {
+                Some(x) => &x[block.clone()],
+                None => {
+                    if let Some(target) = target {
+                        staged.0[target - start] = out.target;
+                    }
+                    &staged.0[..block.len()]
+                }
+            };
+            if let Some(target) = target {
+                // The sums do not have it, the largest do.
+                hits |= 1 << ((target - start) / STEP);
+            }
+            seek.add(s, z, hits, target.map(|target| target - start), part.id(start), out);
+            if let Some(draw) = part.draw.filter(|draw| draw.temperature > 0.0) {
+                add_drawn(s, z, part.id(start), draw, &mut out.drawn);
+            }
+        }
+        let sums = ChunkSums::new(s, &sums, chunk, part.wanted.level);
+        let is_best = best.as_ref().is_none_or(|best| sums.center > best.center);
+        let all = sums.moments(sums.all);
+        has_nan |= all.sum.nan | all.sum.sum.is_nan();
+        if is_best {
+            // What was the best until now is part of the rest.
+            out.tail = out.all;
+            best = Some(sums);
+        } else {
+            out.tail.add(&all);
+        }
+        out.all.add(&all);
+    }
+    if let Some(best) = &best
+        && best.center > f32::NEG_INFINITY
+    {
+        let (tail, class) = best.tail(s, part);
+        out.tail.add(&tail);
+        (out.best, out.best_id) = (best.center, part.id(class));
+    }
+    out.flag_tail();
+    if part.draw.is_some_and(|draw| draw.temperature == 0.0) {
+        out.draw_greedily();
+    }
+    out.top.sort();
+    if has_nan {
+        // Comparisons do not find NaN. Such a row is lost anyway; this is only about saying where.
+        find_nan(s, part, target_logit, out);
+    }
+}
+
+/// What is looked for among the largest elements.
+struct Seek {
+    /// The target, whose rank is wanted, if it is a number.
+    ranked: Option<f32>,
+    strict: bool,
+    /// What an element must not be below to be one of the top `k`.
+    least: f32,
+    k: usize,
+}
+
+impl Seek {
+    fn new(wanted: &Wanted, target: Option<f32>) -> Self {
+        let ranked = target.filter(|target| wanted.ranks && !target.is_nan());
+        let least = if wanted.top_k > 0 { f32::NEG_INFINITY } else { f32::INFINITY };
+        Seek { ranked, strict: wanted.strict_ranks, least, k: wanted.top_k }
+    }
+
+    /// Steps without an element that is at least this have nothing.
+    fn bound(&self) -> f32 {
+        self.least.min(self.ranked.unwrap_or(f32::INFINITY))
+    }
+
+    /// Looks through the steps of a block that `hits` says; `target` is the class to leave out in ranks, and `first_id` the
+    /// token of the first class, of the block.
+    #[inline(always)]
+    fn add<S: Simd>(
+        &mut self,
+        s: S,
+        z: &[f32],
+        mut hits: u32,
+        target: Option<usize>,
+        first_id: u32,
+        out: &mut RowStats,
+    ) {
+        if self.ranked.is_none() && self.k == 0 {
+            return;
+        }
+        if self.k > 0 && out.top.is_empty() && z.len() == BLOCK {
+            self.least = kth_of_groups(s, as_steps(z).0, self.k);
+        }
+        while hits != 0 {
+            let start = STEP * hits.trailing_zeros() as usize;
+            hits &= hits - 1;
+            if start >= z.len() {
+                return;
+            }
+            let step = &z[start..z.len().min(start + STEP)];
+            if let Some(ranked) = self.ranked {
+                let own = target.is_some_and(|target| (start..start + STEP).contains(&target));
+                out.ge += u64::from(count::<S, false>(s, step, ranked)) - u64::from(own);
+                if self.strict {
+                    out.gt += u64::from(count::<S, true>(s, step, ranked));
+                }
+            }
+            if self.k > 0 {
+                self.add_top(s, step, first_id + start as u32, &mut out.top);
+            }
+        }
+    }
+
+    /// Enters what is one of the largest.
+    #[inline(always)]
+    fn add_top<S: Simd>(&mut self, s: S, step: &[f32], first_id: u32, top: &mut Top<f32>) {
+        let (lanes, rest) = step.as_chunks::<LANES>();
+        for (i, lanes) in lanes.iter().enumerate() {
+            let mut bits = s.ge_bits(s.load(lanes), s.splat(self.least));
+            while bits != 0 {
+                let lane = bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                self.enter(lanes[lane], first_id + (LANES * i + lane) as u32, top);
+            }
+        }
+        for (&z, id) in rest.iter().zip(first_id + (LANES * lanes.len()) as u32..) {
+            if z >= self.least {
+                self.enter(z, id, top);
+            }
+        }
+    }
+
+    fn enter(&mut self, z: f32, id: u32, top: &mut Top<f32>) {
+        // Of equals the first ones count, and they have come.
+        if top.least().is_none_or(|least| z > least) {
+            top.insert(z, id);
+            if let Some(least) = top.least() {
+                self.least = self.least.max(least);
+            }
+        }
+    }
+}
+
+/// How many elements of a step are at least `bound`, or `ABOVE` it.
+#[inline(always)]
+fn count<S: Simd, const ABOVE: bool>(s: S, z: &[f32], bound: f32) -> u32 {
+    let bounds = s.splat(bound);
+    let mut count = 0;
+    // Most steps are whole.
+    if let ([step], []) = as_steps(z) {
+        for lanes in step {
+            let z = s.load(lanes);
+            let bits = if ABOVE { s.gt_bits(z, bounds) } else { s.ge_bits(z, bounds) };
+            count += bits.count_ones();
+        }
+        return count;
+    }
+    for &z in z {
+        count += u32::from(if ABOVE { z > bound } else { z >= bound });
+    }
+    count
+}
+
+/// The `k`-th largest of the maxima of 128 groups of a block: at least `k` elements are as large.
+#[inline(always)]
+fn kth_of_groups<S: Simd>(s: S, steps: &[Step], k: usize) -> f32 {
+    let mut groups = [[0.0; LANES]; 8];
+    let halves = steps.chunks(BLOCK / STEP / 2).zip(groups.chunks_exact_mut(4));
+    for (steps, groups) in halves {
+        let mut max = [s.splat(f32::NEG_INFINITY); 4];
+        for step in steps {
+            for (max, lanes) in max.iter_mut().zip(step) {
+                *max = s.max_or(s.load(lanes), *max);
+            }
+        }
+        for (group, max) in groups.iter_mut().zip(max) {
+            *group = s.to_lanes(max);
+        }
+    }
+    const { assert!(MAX_TOP_K <= 8 * LANES) };
+    let groups = groups.as_flattened_mut();
+    *groups.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+}
+
+/// The largest element, NaN ignored.
+#[inline(always)]
+fn max<S: Simd>(s: S, z: &[f32]) -> f32 {
+    let (lanes, rest) = z.as_chunks::<LANES>();
+    let mut max = s.splat(f32::NEG_INFINITY);
+    for lanes in lanes {
+        max = s.max_or(s.load(lanes), max);
+    }
+    rest.iter().fold(sum::max_lane(s.to_lanes(max)), |max, &z| if z > max { z } else { max })
+}
+
+/// Draws among the tokens of a block too: the largest `z + temperature * g`, of equals the lowest id.
+///
+/// A token can only win if its random number is below `e^((z - score) / temperature)`, where `score` is the best
+/// until now: that is compared first, of all at once, with the upper halves of the random numbers.
+#[inline(always)]
+fn add_drawn<S: Simd>(s: S, z: &[f32], first_id: u32, draw: Draw, drawn: &mut Drawn) {
+    let max = max(s, z);
+    if !max.is_finite() {
+        return;
+    }
+    let Draw { key, temperature } = draw;
+    if drawn.id == NONE {
+        // Something to compare with.
+        let at = z.iter().position(|&z| z == max).unwrap_or(0);
+        let id = first_id + at as u32;
+        *drawn = Drawn { score: gumbel::score(z[at], temperature, key, id), id, logit: z[at] };
+    }
+    if (drawn.score - f64::from(max)) / temperature > gumbel::MOST {
+        return;
+    }
+    let end = first_id + z.len() as u32;
+    for group in (first_id / STEP as u32 * STEP as u32..end).step_by(STEP) {
+        // A part of a row may begin anywhere, its tokens have their numbers all the same.
+        let skipped = first_id.saturating_sub(group) as usize;
+        let from = (group.max(first_id) - first_id) as usize;
+        let here = &z[from..z.len().min(from + STEP - skipped)];
+        let mut step: Step = [[f32::NEG_INFINITY; LANES]; 4];
+        step.as_flattened_mut()[skipped..skipped + here.len()].copy_from_slice(here);
+        let words = gumbel::high_words(key, group);
+        let passing = below(&words, bound(max, temperature, drawn.score));
+        if passing {
+            let chances = Chances::<S>::new(s, temperature, drawn.score);
+            for (j, (lanes, words)) in step.iter().zip(&words).enumerate() {
+                let chance = chances.of(s, s.load(lanes));
+                let mut word = [0.0; LANES];
+                for (to, &from) in word.iter_mut().zip(words) {
+                    *to = from as f32;
+                }
+                let mut bits = s.ge_bits(chance, s.load(&word));
+                while bits != 0 {
+                    let lane = bits.trailing_zeros() as usize;
+                    bits &= bits - 1;
+                    let (logit, id) = (lanes[lane], group + (LANES * j + lane) as u32);
+                    if logit > f32::NEG_INFINITY {
+                        drawn.offer(Drawn {
+                            score: gumbel::score(logit, temperature, key, id),
+                            id,
+                            logit,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether any is at most `bound`.
+#[inline(always)]
+fn below(words: &[[u32; LANES]; 4], bound: u32) -> bool {
+    let mut any = [0; LANES];
+    for words in words {
+        for (any, &word) in any.iter_mut().zip(words) {
+            *any |= u32::from(word <= bound);
+        }
+    }
+    any.iter().fold(0, |a, b| a | b) != 0
+}
+
+/// How much larger bounds are made than they are: more than all that rounding does to them.
+const SLACK: f64 = 1.0 + 1e-4;
+
+/// What the upper half of the random number of a token with that logit is at most, if it wins.
+fn bound(max: f32, temperature: f64, score: f64) -> u32 {
+    let chance = math::exp(((f64::from(max) - score) / temperature).min(0.0));
+    // The cast saturates.
+    (chance * SLACK * 4_294_967_296.0) as u32
+}
+
+/// `e^((z - score) / temperature)` in units of the upper halves of random numbers.
+struct Chances<S: Simd> {
+    scale: super::exp::Scale<S>,
+    score: S::V,
+    rate: S::V,
+    unit: S::V,
+    zero: S::V,
+}
+
+impl<S: Simd> Chances<S> {
+    #[inline(always)]
+    fn new(s: S, temperature: f64, score: f64) -> Self {
+        Chances {
+            scale: super::exp::Scale::new(s, 0.0, 127.0),
+            // Rounded down: chances may be too large. Of scores that a difference might overflow with, they are 1.
+            score: s.splat(if score.abs() < 1e38 {
+                (score as f32).next_down()
+            } else {
+                f32::NEG_INFINITY
+            }),
+            rate: s.splat(((1.0 / temperature) as f32).min(f32::MAX)),
+            unit: s.splat((SLACK * 4_294_967_296.0) as f32),
+            zero: s.splat(0.0),
+        }
+    }
+
+    #[inline(always)]
+    fn of(&self, s: S, z: S::V) -> S::V {
+        let x = s.mul(s.sub(z, self.score), self.rate);
+        // `max_or` of the negative, since what is NaN must not be compared.
+        let x = s.sub(self.zero, s.max_or(s.sub(self.zero, x), self.zero));
+        let e = self.scale.split::<true>(s, x);
+        s.mul(self.unit, s.mul_add(e.s, e.q, e.s))
+    }
+}
+
+/// Finds the first NaN of a part that has some, its largest elements and the rank of the target.
+#[inline(always)]
+fn find_nan<S: Simd>(s: S, part: &Part<'_>, target_logit: Option<f32>, out: &mut RowStats) {
+    let mut staged = Staged([0.0; BLOCK]);
+    out.top.clear(part.wanted.top_k);
+    (out.ge, out.gt) = (0, 0);
+    // What was found depends on where NaN were in their vectors.
+    out.forget_largest();
+    let ranked = Seek::new(&part.wanted, target_logit).ranked.unwrap_or(f32::NAN);
+    for block in ranges(part.classes.clone(), BLOCK) {
+        part.stage(s, block.clone(), &mut staged);
+        for (&z, class) in staged.0.iter().zip(block) {
+            out.top.insert(z, part.id(class));
+            out.ge += u64::from(z >= ranked && part.target != Some(class));
+            out.gt += u64::from(z > ranked);
+            if z.is_nan() && out.nan_id == NONE {
+                out.nan_id = part.id(class);
+            }
+        }
+    }
+    out.top.sort();
+}

@@ -1,0 +1,160 @@
+//! The largest elements of a row, without sorting it.
+
+use std::cmp::Ordering;
+
+/// How many of the largest can be asked for.
+pub(crate) const MAX_TOP_K: usize = 128;
+
+/// Up to so many are kept in order. Of more, as many again are collected before the largest are selected: for 20 of
+/// 151,936 elements order takes 2.4 microseconds and collecting 3.3, for 128 it is 47 and 18.
+const MOST_IN_ORDER: usize = 32;
+
+/// The `k` largest so far, and if they are many some that came since they were last selected. Of equals those with lower
+/// ids are larger. NaN is above everything, as in PyTorch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Top<R> {
+    k: usize,
+    len: usize,
+    /// The last of the `k`, when they were last selected.
+    least: Option<R>,
+    entries: [(R, u32); 2 * MAX_TOP_K],
+}
+
+impl<R: Copy + PartialOrd + Default> Top<R> {
+    /// `k` of at most [`MAX_TOP_K`].
+    pub(crate) fn new(k: usize) -> Self {
+        let k = k.min(MAX_TOP_K);
+        Top { k, len: 0, least: None, entries: [(R::default(), 0); 2 * MAX_TOP_K] }
+    }
+
+    /// Starts anew.
+    pub(crate) fn clear(&mut self, k: usize) {
+        (self.k, self.len, self.least) = (k.min(MAX_TOP_K), 0, None);
+    }
+
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// In descending order, after [`Top::sort`].
+    pub(crate) fn entries(&self) -> &[(R, u32)] {
+        &self.entries[..self.len]
+    }
+
+    /// What is below, or equal and comes later, is not one of the largest. `None` as long as that is not known.
+    pub(crate) fn least(&self) -> Option<R> {
+        self.least
+    }
+
+    /// Enters an element that may be one of the largest.
+    pub(crate) fn insert(&mut self, value: R, id: u32) {
+        if self.k <= MOST_IN_ORDER {
+            return self.insert_in_order((value, id));
+        }
+        if self.len == 2 * self.k {
+            self.select();
+        }
+        self.entries[self.len] = (value, id);
+        self.len += 1;
+    }
+
+    fn insert_in_order(&mut self, new: (R, u32)) {
+        let is_full = self.len == self.k;
+        if is_full && !self.entries().last().is_some_and(|&last| comes_before(new, last)) {
+            return;
+        }
+        // From the end: what comes late is rarely among the first.
+        let mut at = self.len - usize::from(is_full);
+        while at > 0 && comes_before(new, self.entries[at - 1]) {
+            self.entries[at] = self.entries[at - 1];
+            at -= 1;
+        }
+        self.entries[at] = new;
+        if !is_full {
+            self.len += 1;
+        }
+        if self.len == self.k {
+            self.least = Some(self.entries[self.k - 1].0);
+        }
+    }
+
+    /// Leaves the `k` largest.
+    fn select(&mut self) {
+        if self.len > self.k && self.k > 0 {
+            self.entries[..self.len].select_nth_unstable_by(self.k - 1, order);
+            self.len = self.k;
+            self.least = Some(self.entries[self.k - 1].0);
+        }
+    }
+
+    /// Leaves the `k` largest, in descending order.
+    pub(crate) fn sort(&mut self) {
+        self.select();
+        self.entries[..self.len].sort_unstable_by(order);
+    }
+
+    /// The largest of both, which are sorted; as many as the lesser `k`.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.k = self.k.min(other.k);
+        self.len = self.len.min(self.k);
+        for &(value, id) in other.entries() {
+            self.insert(value, id);
+        }
+        self.sort();
+    }
+}
+
+/// As [`order`], faster where numbers differ.
+#[inline(always)]
+fn comes_before<R: Copy + PartialOrd>(a: (R, u32), b: (R, u32)) -> bool {
+    if a.0 > b.0 {
+        return true;
+    }
+    let is_less = a.0 < b.0;
+    !is_less && order(&a, &b).is_lt()
+}
+
+/// In descending order; of equals the lower id first.
+#[expect(clippy::eq_op, reason = "NaN is not equal to itself, whatever the type")]
+#[inline(always)]
+fn order<R: Copy + PartialOrd>(&(a, a_id): &(R, u32), &(b, b_id): &(R, u32)) -> Ordering {
+    let by_value = b.partial_cmp(&a).unwrap_or_else(|| (b != b).cmp(&(a != a)));
+    by_value.then(a_id.cmp(&b_id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn as_sorting(
+            values in prop::collection::vec(
+                prop_oneof![(-9..9i32).prop_map(|x| x as f32), Just(f32::NAN), Just(-0.0), Just(f32::NEG_INFINITY)],
+                0..300,
+            ),
+            k in 0..140usize,
+            cut in 0..300usize,
+        ) {
+            let mut all: Vec<(f32, u32)> = values.iter().copied().zip(0..).collect();
+            let rank = |x: f32| if x.is_nan() { f32::INFINITY } else { x + 0.0 };
+            all.sort_by(|a, b| rank(b.0).total_cmp(&rank(a.0)).then(a.1.cmp(&b.1)));
+            all.truncate(k.min(MAX_TOP_K));
+            let cut = cut.min(values.len());
+            let (mut a, mut b) = (Top::new(k), Top::new(k));
+            for (id, &value) in values.iter().enumerate() {
+                if id < cut { &mut a } else { &mut b }.insert(value, id as u32);
+            }
+            a.sort();
+            b.sort();
+            b.merge(&a);
+            let ids = |entries: &[(f32, u32)]| entries.iter().map(|&(_, id)| id).collect::<Vec<_>>();
+            prop_assert_eq!(ids(b.entries()), ids(&all));
+        }
+    }
+}
