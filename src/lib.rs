@@ -19,6 +19,8 @@ mod kernel;
 mod logits;
 mod logprobs;
 mod math;
+#[cfg(feature = "serde")]
+pub mod openai;
 pub mod reference;
 mod row_stats;
 mod rows;
