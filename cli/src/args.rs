@@ -18,6 +18,7 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Score(Score),
     Compare(crate::compare::Args),
+    Logprobs(crate::logprobs::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -283,8 +284,11 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let paragraphs = text.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
     let said = paragraphs.filter(|p| !p.starts_with("Usage:") && !p.starts_with("For more"));
-    let command = std::env::args_os().nth(1).filter(|command| command == "compare");
-    let help = if command.is_some() { "xent compare --help" } else { "xent score --help" };
+    let command = std::env::args_os().nth(1).unwrap_or_default();
+    let help = match command.to_str() {
+        Some(command @ ("compare" | "logprobs")) => format!("xent {command} --help"),
+        _ => "xent score --help".to_owned(),
+    };
     said.filter(|p| !p.is_empty()).collect::<Vec<_>>().join("; ") + &format!("; see `{help}`")
 }
 

@@ -1,5 +1,5 @@
-//! `xent score`: loss, perplexity and accuracy of logits that any framework wrote to a file; `xent compare`: how
-//! far those of one model are from those of another.
+//! `xent score`: loss, perplexity and accuracy of logits that any framework wrote to a file; `xent logprobs`: their
+//! log-probabilities, token by token; `xent compare`: how far those of one model are from those of another.
 #![deny(unsafe_code)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
@@ -7,6 +7,7 @@ mod args;
 mod compare;
 mod gradient;
 mod input;
+mod logprobs;
 mod number;
 mod report;
 mod score;
@@ -73,6 +74,7 @@ fn run(command: &Command) -> Result<(), Error> {
     match command {
         Command::Score(args) => score(args),
         Command::Compare(args) => compare::run(args),
+        Command::Logprobs(args) => logprobs::run(args),
     }
 }
 

@@ -59,7 +59,7 @@ impl<R: Number> Rows<'_, R> {
     }
 }
 
-fn kind(loss: f64) -> &'static str {
+pub(crate) fn kind(loss: f64) -> &'static str {
     if loss.is_nan() {
         "nan"
     } else if loss == f64::INFINITY {

@@ -1,0 +1,595 @@
+//! `xent logprobs`: what an inference engine says of the tokens of logits that are in a file.
+#![forbid(unsafe_code)]
+
+use crate::args::{self, Gradient, Loss, Reduction, Score};
+use crate::input::{self, Answers, Derivative, Ids, Input, Layout};
+use crate::number::{Logit, Number};
+use crate::report::kind;
+use crate::{Error, in_pool, scoring_error};
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
+use std::borrow::Cow;
+use std::io::{self, BufWriter, Write};
+use std::ops::Range;
+use std::path::PathBuf;
+use xent::{Backend, LogProbs, Sample, TokenLogProbs};
+
+const EXAMPLES: &str = "\
+Examples:
+  xent logprobs dump.safetensors
+  xent logprobs dump.safetensors --top 5 --entropy --targets input_ids --shift --vocab 50257
+  xent logprobs dump.safetensors --json | jq -c 'select(.rank > 100) | [.row, .target, .logprob]'
+  xent logprobs dump.safetensors --json --top 20 | jq -c '[.top[]?.id]'
+  xent logprobs dump.safetensors --sample 42 --sample-temperature 0.8
+
+Exit status: 0 if the file was read to its end, 1 if a file is at fault, 2 if the command line is.";
+
+/// Log-probabilities of the tokens that logits in a safetensors file are of, row by row
+///
+/// Of each row: the target, its log-probability and its rank, the argmax, and what the options ask for.
+/// Without targets the log-probability is that of the argmax, and there are no ranks. The file is that of
+/// `xent score`. Rows are printed as they are computed, a bounded number at a time, so that neither the
+/// file nor the output needs to fit into memory; targets are checked before anything is printed. Rows are
+/// counted through all sequences. The last line has the means over the rows that are not ignored.
+///
+/// With z the logits divided by --temperature, the log-probability of token t is z[t] - ln(sum_j e^z[j]).
+/// The rank of a token is the number of logits that are at least its own: 1 for the largest, and where
+/// others are equal the last place that they share, as in vLLM. Entropies are in nats.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The safetensors file
+    #[arg(value_name = "FILE.safetensors")]
+    file: PathBuf,
+
+    /// Name of the logits tensor
+    #[arg(long, value_name = "NAME", default_value = "logits")]
+    logits: String,
+
+    /// Name of the targets tensor [default: targets, if there is one]
+    #[arg(long, value_name = "NAME")]
+    targets: Option<String>,
+
+    /// Classes of a row that are used: the first N, the rest is padding [default: all]
+    #[arg(long, value_name = "N", value_parser = args::classes, allow_negative_numbers = true)]
+    vocab: Option<usize>,
+
+    /// Targets are the tokens that went into the model: row i predicts token i + K [default K: 1]
+    ///
+    /// Of each sequence; the last K rows of one have no target and are ignored.
+    #[arg(
+        long,
+        value_name = "K",
+        num_args = 0..=1,
+        default_missing_value = "1",
+        value_parser = args::shift,
+        allow_negative_numbers = true
+    )]
+    shift: Option<usize>,
+
+    /// Target of the rows to leave out
+    ///
+    /// Their logits are not read. They are printed with `-` for what was not computed.
+    #[arg(long, value_name = "I", default_value_t = -100, allow_negative_numbers = true)]
+    ignore_index: i64,
+
+    /// Divides the logits, T > 0 [default: 1]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f64>,
+
+    /// Also print the K most probable tokens, `id:logprob`, at most 128
+    ///
+    /// In descending order, of equals the lower id first.
+    #[arg(long, value_name = "K", default_value_t = 0, allow_negative_numbers = true)]
+    top: usize,
+
+    /// Also print the entropy of each row, in nats
+    #[arg(long)]
+    entropy: bool,
+
+    /// Also print the variance of the log-probability of a token of the row, in square nats
+    #[arg(long)]
+    varentropy: bool,
+
+    /// Also draw a token of each row, and print it and its log-probability
+    ///
+    /// The draw follows from SEED, the number of the row and the logits alone: it is the same with any
+    /// number of threads and any backend. -1 (null in JSON) where nothing can be drawn.
+    #[arg(long, value_name = "SEED", allow_negative_numbers = true)]
+    sample: Option<u64>,
+
+    /// Divides what --temperature leaves of the logits once more, for the draw alone; 0 is the argmax
+    #[arg(
+        long,
+        value_name = "T",
+        requires = "sample",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    sample_temperature: f64,
+
+    /// Instructions to use: scalar, portable, neon, avx2 or avx512
+    ///
+    /// By default that of the environment variable XENT_BACKEND, or else the fastest that this
+    /// machine can run.
+    #[arg(long, value_name = "B", value_parser = args::available_backend)]
+    backend: Option<Backend>,
+
+    /// Threads, 1 to 1024; by default one per core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+
+    /// Print one JSON object per row, each on a line of its own, instead of text
+    ///
+    /// The keys are `row`, `target`, `logprob`, `rank`, `strict_rank` (one more than the number of logits
+    /// above that of the target), `argmax`, and as asked for `entropy`, `varentropy`, `sampled`,
+    /// `sampled_logprob` and `top`, a list of `id` and `logprob`. Ignored rows have `row`, `target` and
+    /// `"ignored":true` alone. Numbers are in the shortest form that reads back as the same number; -inf
+    /// and NaN are null, and `logprob_is` tells one from the other. There is no last line with means.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// The rows, as what `xent score` takes.
+    fn score(&self) -> Score {
+        let loss = Loss {
+            target_probs: None,
+            label_smoothing: None,
+            weight: None,
+            z_loss: None,
+            softcap: None,
+            logit_scale: None,
+            temperature: self.temperature,
+        };
+        Score {
+            file: self.file.clone(),
+            logits: self.logits.clone(),
+            targets: self.targets.as_deref().unwrap_or(TARGETS).to_owned(),
+            vocab: self.vocab,
+            shift: self.shift,
+            ignore_index: self.ignore_index,
+            reduction: Reduction::None,
+            backend: self.backend,
+            threads: self.threads,
+            per_token: true,
+            json: self.json,
+            loss,
+            gradient: Gradient { grad: None, upstream: None },
+        }
+    }
+}
+
+const TARGETS: &str = "targets";
+
+/// Bytes of logits that are asked about in one call.
+const BATCH_BYTES: usize = 64 << 20;
+
+/// How many rows at most: what is found of each needs memory too.
+const BATCH_ROWS: usize = 1 << 14;
+
+pub(crate) fn run(args: &Args) -> Result<(), Error> {
+    let bad_input = |error| Error::Input { file: args.file.clone(), error };
+    let file = input::map(&args.file).map_err(bad_input)?;
+    let tensors = SafeTensors::deserialize(&file).map_err(|error| bad_input(error.into()))?;
+    let logits = input::logits(&tensors, &args.logits).map_err(bad_input)?;
+    match logits.dtype() {
+        Dtype::BF16 => run_as::<bf16>(&tensors, &logits, args),
+        Dtype::F16 => run_as::<f16>(&tensors, &logits, args),
+        Dtype::F64 => run_as::<f64>(&tensors, &logits, args),
+        _ => run_as::<f32>(&tensors, &logits, args),
+    }
+}
+
+fn run_as<T: Logit>(
+    tensors: &SafeTensors<'_>,
+    logits: &TensorView<'_>,
+    args: &Args,
+) -> Result<(), Error> {
+    let score = args.score();
+    let asked = args.targets.is_some() || args.shift.is_some();
+    let has_targets = asked || tensors.tensor(TARGETS).is_ok();
+    let input = if has_targets {
+        Input::<T>::new(tensors, logits, &score)
+    } else {
+        without_targets(logits, &score)
+    };
+    let input = input.map_err(|error| Error::Input { file: args.file.clone(), error })?;
+    let pass = Pass { input, score, args, has_targets };
+    // Standard output is not locked: whichever thread of the pool runs this writes to it.
+    let row = pass.input.layout.vocab.saturating_mul(size_of::<T>());
+    let size = (BATCH_BYTES / row.max(1)).clamp(1, BATCH_ROWS);
+    in_pool(args.threads, || pass.run(&mut BufWriter::new(io::stdout()), size))?
+}
+
+fn without_targets<'a, T: Logit>(
+    logits: &TensorView<'a>,
+    args: &Score,
+) -> Result<Input<'a, T>, input::Error> {
+    let layout = Layout::new(logits, args)?;
+    // Such rows need no memory: there may be more than anyone can count.
+    if layout.vocab == 0 && layout.rows > 0 {
+        return Err(input::Error::Tensor {
+            name: args.logits.clone(),
+            found: input::describe(logits),
+            expected: "1 or more classes".to_owned(),
+        });
+    }
+    let targets = Answers::Ids { ids: Ids::I64(Cow::Borrowed(&[])), shift: None };
+    let (logits, upstream) = (T::read(logits.data()), Derivative::OfAll(1.0));
+    Ok(Input { logits, layout, targets, weight: None, upstream })
+}
+
+/// All that a pass over the rows needs.
+struct Pass<'p, 'a, T: Logit> {
+    input: Input<'a, T>,
+    score: Score,
+    args: &'p Args,
+    has_targets: bool,
+}
+
+impl<T: Logit> Pass<'_, '_, T> {
+    /// About `size` rows at a time.
+    fn run(&self, out: &mut impl Write, size: usize) -> Result<(), Error> {
+        let rows = self.input.layout.rows;
+        self.check_targets().map_err(|error| self.error(error))?;
+        let mut totals = Totals::default();
+        let (mut start, mut is_first) = (0, true);
+        // Of no rows there is a batch too, as their options are checked.
+        while start < rows || is_first {
+            let end = self.input.targets.group_end(start, size, rows);
+            let found = self.ask(start..end).map_err(|error| self.error(error))?;
+            let batch = Batch { pass: self, first: start, found };
+            batch.print(out, is_first, &mut totals).map_err(Error::Output)?;
+            (start, is_first) = (end, false);
+        }
+        if !self.args.json {
+            self.summary(out, &totals).map_err(Error::Output)?;
+        }
+        out.flush().map_err(Error::Output)
+    }
+
+    /// All at once: output that breaks off because of one is of little use.
+    fn check_targets(&self) -> Result<(), xent::Error> {
+        let Layout { rows, vocab, .. } = self.input.layout;
+        if !self.has_targets {
+            return Ok(());
+        }
+        for row in 0..rows {
+            let target = self.input.targets.class(row);
+            let is_class = usize::try_from(target).is_ok_and(|class| class < vocab);
+            if target != self.args.ignore_index && !is_class {
+                return Err(xent::Error::TargetOutOfRange { row, target: target.into(), vocab });
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&self, rows: Range<usize>) -> Result<TokenLogProbs<T::Real>, xent::Error> {
+        let args = self.args;
+        let draw = |seed| {
+            let sample = |row| Sample::new(seed, row as u64).temperature(args.sample_temperature);
+            rows.clone().map(sample).collect::<Vec<_>>()
+        };
+        let samples = args.sample.map(draw);
+        // The log-probability of the argmax.
+        let needed = usize::from(!self.has_targets && self.input.layout.vocab > 0);
+        let mut ask = LogProbs::new()
+            .ignore_index(args.ignore_index)
+            .backend(args.backend.map_or_else(Backend::selected, Ok)?)
+            .temperature(args.temperature.unwrap_or(1.0))
+            .top_k(args.top.max(needed))
+            .ranks(self.has_targets)
+            .entropy(args.entropy)
+            .varentropy(args.varentropy);
+        if self.has_targets {
+            ask = ask.targets(self.input.targets.targets(rows.clone()));
+        }
+        if let Some(samples) = &samples {
+            ask = ask.sample(samples);
+        }
+        ask.collect(self.input.logits(rows)?)
+    }
+
+    /// In the words of the command line.
+    fn error(&self, error: xent::Error) -> Error {
+        match error {
+            xent::Error::Option { option: "top_k", value, range } => {
+                Error::Option { option: "top", value, range }
+            }
+            xent::Error::SampleTemperature { temperature: value, .. } => {
+                let range = "finite and not negative";
+                Error::Option { option: "sample_temperature", value, range }
+            }
+            error => scoring_error(error, &self.input, &self.score),
+        }
+    }
+
+    fn summary(&self, out: &mut impl Write, totals: &Totals) -> io::Result<()> {
+        let Totals { kept, ignored, correct, .. } = *totals;
+        let mean = |sum: f64| sum / kept as f64;
+        let logprob = mean(totals.logprob);
+        writeln!(out)?;
+        if self.has_targets {
+            write!(out, "rows {kept} kept, {ignored} ignored; mean logprob {}", digits(logprob))?;
+            write!(out, "; perplexity {}", digits((-logprob).exp()))?;
+            if kept > 0 {
+                let percent = 100.0 * mean(correct as f64);
+                write!(out, "; accuracy {percent:.2} % ({correct} of {kept})")?;
+            }
+        } else {
+            write!(out, "rows {kept}; mean logprob of the argmax {}", digits(logprob))?;
+        }
+        if self.args.entropy {
+            write!(out, "; mean entropy {}", digits(mean(totals.entropy)))?;
+        }
+        writeln!(out)
+    }
+}
+
+/// Six digits: what is summed was rounded, to seven or so.
+fn digits(x: f64) -> String {
+    if x == 0.0 || !x.is_finite() {
+        return format!("{x:.5}");
+    }
+    match 5 - x.abs().log10().floor() as i32 {
+        decimals @ 0..=8 => format!("{x:.0$}", decimals as usize),
+        _ => format!("{x:.5e}"),
+    }
+}
+
+/// Sums over rows, in their order: the size of batches does not matter.
+#[derive(Default)]
+struct Totals {
+    kept: u64,
+    ignored: u64,
+    /// Rows whose argmax is the target.
+    correct: u64,
+    logprob: f64,
+    entropy: f64,
+}
+
+/// Some rows, of which everything is known.
+struct Batch<'p, 'a, T: Logit> {
+    pass: &'p Pass<'p, 'a, T>,
+    first: usize,
+    found: TokenLogProbs<T::Real>,
+}
+
+/// Numbers that are not finite are written as null by the serializer.
+#[derive(Serialize)]
+struct Row<R> {
+    row: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ignored: Option<bool>,
+    #[serde(flatten)]
+    found: Option<Found<R>>,
+}
+
+/// What is known of a row that is not ignored.
+#[derive(Serialize)]
+struct Found<R> {
+    logprob: R,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprob_is: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rank: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strict_rank: Option<i64>,
+    argmax: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entropy: Option<R>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    varentropy: Option<R>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampled: Option<Option<i64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampled_logprob: Option<R>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top: Option<Vec<Token<R>>>,
+}
+
+#[derive(Serialize)]
+struct Token<R> {
+    id: i64,
+    logprob: R,
+}
+
+impl<T: Logit> Batch<'_, '_, T> {
+    fn row(&self, i: usize) -> Row<T::Real> {
+        let Pass { input, args, has_targets, .. } = self.pass;
+        let row = self.first + i;
+        let target = has_targets.then(|| input.targets.class(row));
+        let is_ignored = target == Some(args.ignore_index);
+        let found = (!is_ignored).then(|| self.found(i));
+        Row { row, target, ignored: is_ignored.then_some(true), found }
+    }
+
+    fn found(&self, i: usize) -> Found<T::Real> {
+        let (args, found) = (self.pass.args, &self.found);
+        let of_row = |all: &[T::Real]| all.get(i).copied();
+        let token = |(id, logprob)| Token { id, logprob };
+        // The target's, or else that of the argmax, which is the first of the top.
+        let logprob = of_row(&found.logprobs).or_else(|| Some(found.top(i).next()?.1));
+        let logprob = logprob.unwrap_or_default();
+        Found {
+            logprob,
+            logprob_is: (!logprob.into().is_finite()).then(|| kind(logprob.into())),
+            rank: found.ranks.get(i).copied(),
+            strict_rank: found.strict_ranks.get(i).copied(),
+            argmax: found.argmax[i],
+            entropy: of_row(&found.entropy),
+            varentropy: of_row(&found.varentropy),
+            sampled: found.sampled.get(i).map(|&id| (id >= 0).then_some(id)),
+            sampled_logprob: of_row(&found.sampled_logprobs),
+            top: (args.top > 0).then(|| found.top(i).map(token).collect()),
+        }
+    }
+
+    fn print(&self, out: &mut impl Write, is_first: bool, totals: &mut Totals) -> io::Result<()> {
+        let args = self.pass.args;
+        if is_first && !args.json {
+            self.header(out)?;
+        }
+        for row in (0..self.found.argmax.len()).map(|i| self.row(i)) {
+            totals.add(&row);
+            if args.json {
+                serde_json::to_writer(&mut *out, &row)?;
+                writeln!(out)?;
+            } else {
+                self.line(out, &row)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&self, out: &mut impl Write) -> io::Result<()> {
+        let (Pass { args, has_targets, .. }, w) = (self.pass, T::Real::WIDTH);
+        write!(out, "{:>8}", "row")?;
+        if *has_targets {
+            write!(out, " {:>8} {:>w$} {:>8} {:>8}", "target", "logprob", "rank", "argmax")?;
+        } else {
+            write!(out, " {:>8} {:>w$}", "argmax", "logprob")?;
+        }
+        for (wanted, name) in [(args.entropy, "entropy"), (args.varentropy, "varentropy")] {
+            if wanted {
+                write!(out, " {name:>w$}")?;
+            }
+        }
+        if args.sample.is_some() {
+            write!(out, " {:>8} {:>w$}", "sampled", "logprob")?;
+        }
+        writeln!(out, "{}", if args.top > 0 { " top" } else { "" })
+    }
+
+    fn line(&self, out: &mut impl Write, row: &Row<T::Real>) -> io::Result<()> {
+        let (args, w) = (self.pass.args, T::Real::WIDTH);
+        let Row { row, target, found, .. } = row;
+        let found = found.as_ref();
+        // `Debug` of a float is the shortest form too, with an exponent where `Display` would
+        // print dozens of zeros.
+        let float = |x: Option<T::Real>| x.map_or_else(|| "-".to_owned(), |x| format!("{x:?}"));
+        let int = |x: Option<i64>| x.map_or_else(|| "-".to_owned(), |x| x.to_string());
+        let logprob = float(found.map(|found| found.logprob));
+        let argmax = int(found.map(|found| found.argmax));
+        write!(out, "{row:>8}")?;
+        if let Some(target) = target {
+            let rank = int(found.and_then(|found| found.rank));
+            write!(out, " {target:>8} {logprob:>w$} {rank:>8} {argmax:>8}")?;
+        } else {
+            write!(out, " {argmax:>8} {logprob:>w$}")?;
+        }
+        if args.entropy {
+            write!(out, " {:>w$}", float(found.and_then(|found| found.entropy)))?;
+        }
+        if args.varentropy {
+            write!(out, " {:>w$}", float(found.and_then(|found| found.varentropy)))?;
+        }
+        if args.sample.is_some() {
+            let sampled = found.and_then(|found| found.sampled).map(|id| id.unwrap_or(-1));
+            let logprob = float(found.and_then(|found| found.sampled_logprob));
+            write!(out, " {:>8} {logprob:>w$}", int(sampled))?;
+        }
+        if args.top > 0 && found.is_none() {
+            write!(out, " -")?;
+        }
+        for Token { id, logprob } in found.iter().flat_map(|found| found.top.iter().flatten()) {
+            write!(out, " {id}:{logprob:?}")?;
+        }
+        writeln!(out)
+    }
+}
+
+impl Totals {
+    fn add<R: Number>(&mut self, row: &Row<R>) {
+        let Some(found) = &row.found else {
+            self.ignored += 1;
+            return;
+        };
+        self.kept += 1;
+        self.correct += u64::from(row.target == Some(found.argmax));
+        self.logprob += found.logprob.into();
+        self.entropy += found.entropy.map_or(0.0, Into::into);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::Shift;
+    use clap::Parser;
+
+    const ROWS: usize = 24;
+    const VOCAB: usize = 19;
+
+    fn printed(args: &Args, ids: Option<&[i64]>, sequence: usize, size: usize) -> String {
+        let logits = (0..ROWS * VOCAB).map(|i| (i * i % 101) as f32 * 0.1).collect();
+        let shift = |by| Shift { by, sequence, ignore_index: args.ignore_index };
+        let targets = Answers::Ids {
+            ids: Ids::I64(ids.unwrap_or_default().into()),
+            shift: args.shift.map(shift),
+        };
+        let shape = vec![ROWS, VOCAB];
+        let layout = Layout { shape, rows: ROWS, sequence, stored: VOCAB, vocab: VOCAB };
+        let upstream = Derivative::OfAll(1.0);
+        let input = Input::<f32> { logits, layout, targets, weight: None, upstream };
+        let pass = Pass { input, score: args.score(), args, has_targets: ids.is_some() };
+        let mut out = Vec::new();
+        pass.run(&mut out, size).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn six_digits() {
+        for (x, text) in [
+            (0.0, "0.00000"),
+            (-0.0, "-0.00000"),
+            (-3.6072787, "-3.60728"),
+            (36.865611, "36.8656"),
+            (123456.7, "123457"),
+            (1234567.8, "1.23457e6"),
+            (0.00123456789, "0.00123457"),
+            (0.000123456789, "1.23457e-4"),
+            (1e300, "1.00000e300"),
+            (f64::MIN_POSITIVE, "2.22507e-308"),
+            (f64::INFINITY, "inf"),
+            (f64::NEG_INFINITY, "-inf"),
+            (f64::NAN, "NaN"),
+        ] {
+            assert_eq!(digits(x), text);
+        }
+    }
+
+    #[test]
+    fn batches_do_not_matter() {
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let ids: Vec<i64> =
+            (0..ROWS as i64).map(|i| if i % 7 == 1 { -100 } else { i % 19 }).collect();
+        let all = ["xent", "x", "--top=3", "--entropy", "--varentropy", "--sample=7"];
+        for (more, ids, sequence) in [
+            (&[][..], Some(&ids[..]), ROWS),
+            (&["--json"], Some(&ids), ROWS),
+            (&[], None, ROWS),
+            (&["--json"], None, ROWS),
+            (&["--shift=1"], Some(&ids), ROWS),
+            (&["--shift=5", "--json"], Some(&ids), 12),
+            (&["--shift=2"], Some(&ids), 3),
+        ] {
+            let args = Line::parse_from(all.iter().chain(more)).args;
+            let whole = printed(&args, ids, sequence, ROWS);
+            // A header, an empty line and a summary go with text.
+            assert_eq!(whole.lines().count(), if args.json { ROWS } else { ROWS + 3 }, "{whole}");
+            for size in 1..=ROWS + 1 {
+                assert_eq!(printed(&args, ids, sequence, size), whole, "{more:?}, {size} at once");
+            }
+        }
+    }
+}
