@@ -60,7 +60,7 @@ echo "features of this CPU: $(grep -o -m1 -w -E 'avx2|fma|avx512f|avx512bw' /pro
 
 artifacts=$CARGO_TARGET_DIR/artifacts
 work=$CARGO_TARGET_DIR/corpus
-for name in loss softmax misuse; do
+for name in loss softmax logprobs compare misuse; do
     binary=$CARGO_TARGET_DIR/$target/release/$name
     mkdir -p "$artifacts/$name" "$work/$name"
     printf '\n== %s for %s seconds\n' "$name" "$seconds"

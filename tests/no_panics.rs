@@ -5,8 +5,9 @@ mod common;
 use common::{Kind, Rng, distance, keys, property};
 use proptest::prelude::*;
 use xent::{
-    Backend, CrossEntropy, EmptyMean, Error, Floats, Gradient, LogSumExp, Logits, LogitsMut,
-    Reduction, RowOutputs, Softmax, SparseProbs, Targets, Upstream, reference,
+    Backend, CrossEntropy, EmptyMean, Error, Floats, Gradient, LogProbs, LogSumExp, LogitBias,
+    Logits, LogitsMut, Reduction, RowOutputs, RowStats, Sample, Sampler, Shard, Softmax,
+    SparseProbs, Targets, TokenOutputs, Upstream, reference,
 };
 
 /// What outputs hold before a call, to see whether they are written to.
@@ -481,6 +482,100 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(property(4000))]
+
+    #[test]
+    fn logprobs_answers_or_refuses(
+        seed: u64,
+        shape in shape(),
+        kind in 0..4_usize,
+        backend in prop::sample::select(Backend::ALL),
+        // Mostly 0: the right number of inputs and outputs.
+        wrong in prop::collection::vec(prop_oneof![20 => Just(0), 1 => 1..3_usize], 5),
+        top_k in prop_oneof![20 => 0..3_usize, 1 => 3..130_usize, 1 => Just(usize::MAX)],
+        (temperature, sampled_at) in (
+            positive(),
+            number(vec![0.0, 1.0, 1.0, 5e-324, 1e-30, f64::MAX], vec![-1.0, f64::NAN, f64::INFINITY]),
+        ),
+        (valid_ids, valid_bias) in (prop::bool::weighted(0.9), prop::bool::weighted(0.9)),
+        (first, beyond) in (prop_oneof![3 => Just(0), 2 => 0..9_usize, 1 => count()], 0..9_usize),
+    ) {
+        let mut rng = Rng::new(seed);
+        let data = Kind::any(&mut rng).row(&mut rng, shape.len);
+        let Ok(logits) = shape.view(&data) else { return Ok(()) };
+        let (vocab, rows) = (shape.vocab, few(shape.rows));
+        let mut ids = random_targets(&mut rng, &shape, valid_ids);
+        ids.extend(std::iter::repeat_n(0, wrong[0]));
+        let ids = Ids::new(kind, &ids);
+        let candidate = |i: usize| if valid_ids && vocab > 0 { i * 7 % vocab } else { i + vocab };
+        let candidates: Vec<usize> = (0..rows + wrong[1]).map(candidate).collect();
+        let sample = |i: usize| Sample::new(seed, i as u64).temperature(sampled_at.0);
+        let samples: Vec<Sample> = (0..rows + wrong[2]).map(sample).collect();
+        let last = if valid_bias { vocab.saturating_sub(1) } else { vocab };
+        let mut bias = vec![(0, 1.5), (last.min(1 << 31) as u32, f32::NEG_INFINITY)];
+        bias.dedup_by_key(|&mut (id, _)| id);
+        if vocab == 0 && valid_bias {
+            bias.clear();
+        }
+        let ask = LogProbs::new()
+            .targets(ids.targets())
+            .candidates(&candidates, 1)
+            .sample(&samples)
+            .top_k(top_k)
+            .temperature(temperature.0)
+            .logit_bias(LogitBias::new(&bias))
+            .backend(backend);
+
+        let values = ids.values();
+        let ids_fit = values.len() == shape.rows
+            && values.iter().all(|&id| id == -100 || (0..vocab as i128).contains(&id));
+        let bias_fits = bias.iter().all(|&(id, _)| (id as usize) < vocab);
+        let valid = ids_fit
+            && candidates.len() == shape.rows
+            && candidates.iter().all(|&id| id < vocab)
+            && samples.len() == shape.rows
+            && (samples.is_empty() || sampled_at.1)
+            && temperature.1
+            && bias_fits
+            && vocab < u32::MAX as usize
+            && top_k <= vocab.min(128)
+            && backend.is_available();
+        prop_assert_eq!(ask.collect(logits).is_ok(), valid, "{:?}", ask.collect(logits));
+
+        let mut logprobs = vec![UNTOUCHED; rows + wrong[3]];
+        let mut sampled = vec![-7; rows + wrong[4]];
+        let few_k = top_k.min(200);
+        let (mut top_ids, mut top) = (vec![-7; rows * few_k], vec![UNTOUCHED; rows * few_k]);
+        let out = TokenOutputs::new().logprobs(&mut logprobs).sampled(&mut sampled);
+        let ran = ask.run(logits, out.top_k(&mut top_ids, &mut top));
+        prop_assert_eq!(ran.is_ok(), valid && wrong[3] == 0 && wrong[4] == 0, "{:?}", ran);
+        if ran.is_err() {
+            prop_assert!(logprobs.iter().chain(&top).all(|&x| x == UNTOUCHED));
+            prop_assert!(sampled.iter().chain(&top_ids).all(|&id| id == -7));
+        } else if rows > 0 && top_k > 0 {
+            // Whatever was found can be drawn from, or not.
+            for p in [0.0, 0.5, 1.0] {
+                let _ = Sampler::new().top_p(p).min_p(p).draw(&top_ids, &top, vocab, samples[0]);
+                let _ = Sampler::new().top_k(2).draw(&top_ids, &top, vocab, samples[0]);
+            }
+        }
+
+        // As a shard of a larger vocabulary, of which the target may be anywhere.
+        let whole = first.saturating_add(vocab).saturating_add(beyond);
+        let mut stats = vec![RowStats::default(); rows + wrong[3]];
+        let ran = ask.ranks(true).row_stats(logits, Shard::new(first, whole), &mut stats);
+        if ran.is_err() {
+            prop_assert!(stats.iter().all(|stats| *stats == RowStats::default()));
+        }
+        for stats in &stats {
+            let both = stats.merge(&stats.merge(&RowStats::default()));
+            let _ = (both.loss(), both.rank(), both.logsumexp(), both.argmax(), both.sampled());
+            let _ = both.top_k().count();
+        }
+    }
+}
+
 /// As many rows as can be counted, of nothing: there is nothing to do, and that takes no time.
 #[test]
 fn empty_rows_beyond_number() {
@@ -499,6 +594,13 @@ fn empty_rows_beyond_number() {
             let wanted = Error::TargetCount { rows, targets: 1 };
             let ce = CrossEntropy::new().backend(backend);
             assert_eq!(ce.forward(logits, &[0i64]), Err(wanted));
+            let ask = LogProbs::new().candidates(&[] as &[u32], 0).backend(backend);
+            assert_eq!(ask.run(logits, TokenOutputs::new()), Ok(()));
+            let out = TokenOutputs::new().top_k(&mut [], &mut []).candidates(&mut []);
+            assert_eq!(ask.run(logits, out), Ok(()));
+            let wanted = Error::OutputLength { output: "argmax", len: 1, expected: rows };
+            assert_eq!(ask.run(logits, TokenOutputs::new().argmax(&mut [0])), Err(wanted));
+            assert_eq!(ask.collect(logits), Err(Error::Overflow { rows, elements: 1 }));
             let wanted = Error::NoClasses { rows };
             let probs: &[f32] = &[];
             assert_eq!(ce.forward(logits, Targets::probs(probs)), Err(wanted.clone()));
@@ -506,5 +608,72 @@ fn empty_rows_beyond_number() {
             let result = ce.backward_in_place(place, Targets::probs(probs), &[], 1.0);
             assert_eq!(result, Err(wanted));
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(property(2000))]
+
+    #[test]
+    fn comparing_and_scoring_answers_or_refuses(
+        seed: u64,
+        (rows, vocab) in (0..5_usize, 0..70_usize),
+        (temperature, beta) in (positive(), number(vec![0.0, 0.5, 1.0], vec![-0.1, 1.1, f64::NAN])),
+        backend in prop::sample::select(Backend::ALL),
+        (targeted, valid_ids) in (any::<bool>(), prop::bool::weighted(0.9)),
+        lengths in prop::collection::vec(length(), 5),
+        (first, last) in (length(), length()),
+    ) {
+        let mut rng = Rng::new(seed);
+        let [p, q] = [0, 1].map(|_| Kind::any(&mut rng).row(&mut rng, rows * vocab));
+        let view = |x| Logits::new(x, rows, vocab).unwrap();
+        let id = |i: usize| match (i % 3, valid_ids) {
+            (0, true) => -100,
+            (_, true) if vocab > 0 => (i * 5 % vocab) as i64,
+            (_, valid) => if valid { -100 } else { vocab as i64 },
+        };
+        let ids: Vec<i64> = (0..rows.saturating_add_signed(lengths[0].into())).map(id).collect();
+        let ids_fit = ids.len() == rows
+            && ids.iter().all(|&id| id == -100 || (0..vocab as i64).contains(&id));
+
+        let len = |i: usize| rows.saturating_add_signed(lengths[i].into());
+        let (mut kl, mut jsd) = (vec![7.0; len(1)], vec![7.0; len(2)]);
+        let (mut delta_p, mut same_top) = (vec![7.0; len(3)], vec![true; len(4)]);
+        let mut compare =
+            xent::Compare::new().temperature(temperature.0).beta(beta.0).backend(backend);
+        let mut out = xent::CompareOutputs::new().kl(&mut kl).jsd(&mut jsd).same_top(&mut same_top);
+        if targeted {
+            (compare, out) = (compare.targets(&ids), out.delta_p(&mut delta_p));
+        }
+        let outputs_fit = [1, 2, 4].into_iter().all(|i| len(i) == rows)
+            && (!targeted || len(3) == rows && ids_fit);
+        let valid = outputs_fit && temperature.1 && beta.1 && backend.is_available();
+        let ran = compare.evaluate(view(&p), view(&q), out);
+        prop_assert_eq!(ran.is_ok(), valid, "{:?}", ran);
+        match ran {
+            Err(_) => {
+                prop_assert!(kl.iter().chain(&jsd).chain(&delta_p).all(|&x| x == 7.0));
+                prop_assert!(same_top.iter().all(|&same| same));
+            }
+            Ok(all) => {
+                // Every accessor has an answer, for any fraction and for no rows too.
+                let fractions = [0.0, 0.5, 1.0, -1.0, 2.0, f64::NAN, f64::INFINITY];
+                let _ = (all.mean_kl(), all.same_top(), all.kl_percentiles(fractions));
+                if let Some(at) = all.at_targets() {
+                    let _ = (at.correlation(), at.ratio(), at.difference(), at.rms_delta_p());
+                    let _ = (at.base_perplexity(), at.delta_p_percentiles(fractions));
+                }
+            }
+        }
+
+        let offset = |by: i8, right: usize| right.wrapping_add_signed(by.into());
+        let offsets = [offset(first, 0), rows / 2, offset(last, rows)];
+        let in_order = first == 0 && last == 0;
+        let untouched = xent::SequenceScore { logprob: 7.0, ..Default::default() };
+        let mut scores = vec![untouched; 2];
+        let ce = CrossEntropy::new().backend(backend);
+        let ran = ce.sequences(view(&p), &ids, &offsets, &mut scores);
+        prop_assert_eq!(ran.is_ok(), in_order && ids_fit && backend.is_available(), "{:?}", ran);
+        prop_assert!(ran.is_ok() || scores == [untouched; 2]);
     }
 }

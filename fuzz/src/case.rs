@@ -17,7 +17,7 @@ pub enum OwnedIds {
 }
 
 impl OwnedIds {
-    fn any(input: &mut Input<'_>, len: usize, vocab: usize, ignored: Option<i64>) -> Self {
+    pub fn any(input: &mut Input<'_>, len: usize, vocab: usize, ignored: Option<i64>) -> Self {
         let kind = input.byte() % 4;
         let wrong = input.one_in(16);
         let mut id = || match input.byte() {

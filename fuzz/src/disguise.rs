@@ -36,11 +36,14 @@ impl Mask {
         AllowedTokens::new(&self.words).stride(self.stride)
     }
 
+    pub fn is_allowed(&self, row: usize, class: usize) -> bool {
+        self.words[row * self.stride + class / 32] >> (class % 32) & 1 == 1
+    }
+
     /// -inf over what is not allowed.
     pub fn apply<T: Number>(&self, x: &mut [T], vocab: usize) {
         for (i, x) in x.iter_mut().enumerate() {
-            let (row, class) = (i / vocab, i % vocab);
-            if self.words[row * self.stride + class / 32] >> (class % 32) & 1 == 0 {
+            if !self.is_allowed(i / vocab, i % vocab) {
                 *x = T::round(f64::NEG_INFINITY);
             }
         }

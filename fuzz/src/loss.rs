@@ -9,7 +9,7 @@ use crate::oracle;
 use crate::threads::with_threads;
 use half::{bf16, f16};
 use std::fmt::Debug;
-use xent::{Backend, CrossEntropy, Error, Evaluation, Gradient, RowOutputs, LogSumExp};
+use xent::{Backend, CrossEntropy, Error, Evaluation, Gradient, LogSumExp, RowOutputs};
 
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);

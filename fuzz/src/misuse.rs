@@ -5,7 +5,7 @@ use crate::case::Case;
 use crate::input::Input;
 use crate::number::{Logit, Number, bits};
 use xent::{
-    Backend, Error, Evaluation, Gradient, Logits, LogitsMut, RowOutputs, LogSumExp, Softmax,
+    Backend, Error, Evaluation, Gradient, LogSumExp, Logits, LogitsMut, RowOutputs, Softmax,
 };
 
 pub fn run(data: &[u8]) {
@@ -20,7 +20,7 @@ pub fn run(data: &[u8]) {
 }
 
 /// What is where nothing may be written.
-const UNTOUCHED: f64 = -77.0;
+pub const UNTOUCHED: f64 = -77.0;
 
 /// Whether the message has the numbers of the error in it, which are how a caller finds the mistake.
 fn says_what_is_wrong(error: &Error) {
@@ -52,6 +52,21 @@ fn says_what_is_wrong(error: &Error) {
         Error::IgnoreIndexWithProbs { ignore_index } => says(ignore_index),
         Error::Option { option, value, range } => says_all(&says, &[option, value, range]),
         Error::Count { count } => says(count),
+        Error::Sequence { rows, sequence } => says_all(&says, &[rows, sequence]),
+        Error::Shift { shift, sequence } => says_all(&says, &[shift, sequence]),
+        Error::Missing { output, needs } => says_all(&says, &[output, needs]),
+        Error::CandidateOutOfRange { row, id, vocab } => says_all(&says, &[row, id, vocab]),
+        Error::LogitBias { entry, id, value, range } => says_all(&says, &[entry, id, value, range]),
+        Error::SampleTemperature { row, temperature } => says_all(&says, &[row, temperature]),
+        Error::Shard { first, classes, vocab } => says_all(&says, &[first, classes, vocab]),
+        Error::ComparedShape { base, other } => {
+            says_all(&says, &[&base.0, &base.1, &other.0, &other.1]);
+        }
+        Error::NoOffsets | Error::ComparedProbs => {}
+        Error::OffsetOrder { index, offset, before } => says_all(&says, &[index, offset, before]),
+        Error::OffsetBound { index, offset, expected } => {
+            says_all(&says, &[index, offset, expected]);
+        }
         Error::BackendUnavailable { requested, .. } => says(requested),
         other => panic!("{other:?} is not for these calls"),
     }
@@ -227,7 +242,7 @@ fn unavailable(backend: Backend) -> Option<Error> {
 }
 
 /// An error says one of the things that are wrong; there is none if nothing is.
-fn refuses<U: std::fmt::Debug>(result: &Result<U, Error>, problems: &[Error]) {
+pub fn refuses<U: std::fmt::Debug>(result: &Result<U, Error>, problems: &[Error]) {
     match result {
         Ok(_) => assert!(problems.is_empty(), "accepted in spite of {problems:?}"),
         Err(error) => {

@@ -224,7 +224,7 @@ fn ulp(x: f64) -> f64 {
 }
 
 /// The error of an `f32` in ULP of `of`, as far as it is above the cut and `allowed`.
-fn ulps(got: f64, exact: f64, upstream: f64, of: f64, allowed: f64) -> f64 {
+pub fn ulps(got: f64, exact: f64, upstream: f64, of: f64, allowed: f64) -> f64 {
     if !(exact as f32).is_finite() || !got.is_finite() {
         return ulp_error(got as f32, exact);
     }

@@ -3,8 +3,9 @@
 use super::common;
 use std::fmt::Debug;
 use xent::{
-    Backend, CrossEntropy, Error, Gradient, LogSumExp, Logits, LogitsMut, Reduction, RowOutputs,
-    Softmax, SparseProbs, Targets, Upstream,
+    AllowedTokens, Backend, Compare, CompareOutputs, CrossEntropy, Error, Gradient, LogProbs,
+    LogSumExp, LogitBias, Logits, LogitsMut, Reduction, RowOutputs, RowStats, Sample, Sampler,
+    SequenceScore, Shard, Softmax, SparseProbs, Targets, TokenOutputs, Upstream,
 };
 
 #[track_caller]
@@ -533,6 +534,463 @@ fn unavailable_backend() {
         assert_eq!(softmax.logsumexp(two_rows(), &mut out[..2]), Err(error));
         assert_eq!(out, [7.0; 6]);
     }
+}
+
+/// Refused by all that takes a request, with all outputs as they were.
+#[track_caller]
+fn not_answered(ask: LogProbs<'_>, error: Error, text: &str) {
+    for &backend in Backend::available() {
+        let ask = ask.backend(backend);
+        let (mut logprobs, mut entropy, mut argmax) = ([7.0; 2], [7.0; 2], [7; 2]);
+        let (mut ids, mut top) = ([7; 2], [7.0; 2]);
+        let out = TokenOutputs::new()
+            .logprobs(&mut logprobs)
+            .entropy(&mut entropy)
+            .argmax(&mut argmax)
+            .top_k(&mut ids, &mut top);
+        fails(ask.run(two_rows(), out), error.clone(), text);
+        assert_eq!([logprobs, entropy, top], [[7.0; 2]; 3]);
+        assert_eq!([argmax, ids], [[7; 2]; 2]);
+        fails(ask.collect(two_rows()), error.clone(), text);
+        let mut stats = [marked(); 2];
+        fails(ask.row_stats(two_rows(), Shard::new(0, 3), &mut stats), error.clone(), text);
+        assert_eq!(stats, [marked(); 2]);
+    }
+}
+
+/// Statistics that no request of these tests has.
+fn marked() -> RowStats {
+    let mut stats = [RowStats::default()];
+    let logits = Logits::new(&[7.0_f32], 1, 1).unwrap();
+    LogProbs::new().row_stats(logits, Shard::new(0, 1), &mut stats).unwrap();
+    stats[0]
+}
+
+#[test]
+fn requests_of_log_probabilities() {
+    let ask = LogProbs::new().targets(&[0i64, 1]).top_k(1);
+    let with = |targets: &'static [i64]| LogProbs::new().targets(targets).top_k(1);
+    let error = Error::TargetCount { rows: 2, targets: 3 };
+    not_answered(with(&[0, 1, 2]), error, "3 targets for 2 rows");
+    for target in [3, -1, i64::MIN, i64::MAX] {
+        let targets = [-100, target];
+        let error = Error::TargetOutOfRange { row: 1, target: target.into(), vocab: 3 };
+        let text = format!("row 1: target {target} is out of range for a vocabulary of 3");
+        not_answered(LogProbs::new().targets(&targets).top_k(1), error, &text);
+    }
+    let error = Error::Sequence { rows: 2, sequence: 0 };
+    let shifted = LogProbs::new().targets(Targets::shifted(&[0i64, 1], 0, 0));
+    not_answered(shifted.top_k(1), error, "2 rows are no whole number of sequences of 0");
+    let range = "a class id per row";
+    let error = Error::Option { option: "targets", value: "probabilities".to_owned(), range };
+    let probs = LogProbs::new().targets(Targets::probs(&[0.5_f32; 6])).top_k(1);
+    not_answered(probs, error, "targets = probabilities is not a class id per row");
+
+    for (k, len, expected) in [(1, 1, 2), (1, 3, 2), (2, 3, 4), (0, 1, 0)] {
+        let ids = vec![0u32; len];
+        let error = Error::InputLength { what: "candidates", len, expected };
+        let text = format!("candidates: {len} values instead of {expected}");
+        not_answered(ask.candidates(&ids, k), error, &text);
+    }
+    let error = Error::Overflow { rows: 2, elements: usize::MAX };
+    let text = format!("2 rows of {} elements are more than an address can count", usize::MAX);
+    not_answered(ask.candidates(&[0u32; 2], usize::MAX), error, &text);
+    // Nothing is ignored among candidates.
+    for id in [-100, 3, -1, i64::MAX] {
+        let ids = [0, 2, 1, id];
+        let error = Error::CandidateOutOfRange { row: 1, id: id.into(), vocab: 3 };
+        let text = format!("row 1: candidate {id} is out of range for a vocabulary of 3");
+        not_answered(ask.candidates(&ids, 2), error, &text);
+    }
+
+    for k in [4, 128, 129, usize::MAX] {
+        let range = "at most 128, nor more than the vocabulary";
+        let error = Error::Option { option: "top_k", value: k.to_string(), range };
+        not_answered(ask.top_k(k), error, &format!("top_k = {k} is not {range}"));
+    }
+    for t in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e-40, 1e39] {
+        let range = "a positive number of the range of f32";
+        let error = Error::Option { option: "temperature", value: t.to_string(), range };
+        not_answered(ask.temperature(t), error, &format!("temperature = {t} is not {range}"));
+    }
+    for words in [&[0u32; 1][..], &[0; 3]] {
+        let len = words.len();
+        let error = Error::InputLength { what: "words of allowed tokens", len, expected: 2 };
+        let text = format!("words of allowed tokens: {len} values instead of 2");
+        not_answered(ask.allowed_tokens(AllowedTokens::new(words)), error, &text);
+    }
+}
+
+#[test]
+fn samples() {
+    let ask = LogProbs::new().targets(&[0i64, 1]).top_k(1);
+    for len in [0, 1, 3] {
+        let samples = vec![Sample::new(1, 2); len];
+        let error = Error::InputLength { what: "samples", len, expected: 2 };
+        let text = format!("samples: {len} values instead of 2");
+        not_answered(ask.sample(&samples), error, &text);
+    }
+    for t in [-1.0, -5e-324, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let samples = [Sample::new(1, 2), Sample::new(1, 2).temperature(t)];
+        let error = Error::SampleTemperature { row: 1, temperature: t.to_string() };
+        let text = format!("row 1: temperature {t} of a sample is not finite and at least 0");
+        not_answered(ask.sample(&samples), error, &text);
+    }
+    // All others will do.
+    for t in [0.0, -0.0, 5e-324, 1e-300, 1e300, f64::MAX] {
+        let samples = [Sample::new(1, 2).temperature(t); 2];
+        for &backend in Backend::available() {
+            let found = ask.sample(&samples).backend(backend).collect(two_rows()).unwrap();
+            assert!(found.sampled.iter().all(|id| (0..3).contains(id)), "{t}: {found:?}");
+            let double = [1.0, f64::MAX, f64::MIN, f64::NEG_INFINITY, 5e-324, 0.0];
+            let double = Logits::new(&double, 2, 3).unwrap();
+            let found = ask.sample(&samples).backend(backend).collect(double).unwrap();
+            assert!(found.sampled.iter().all(|id| (0..3).contains(id)), "{t}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn logit_biases() {
+    const INF: f32 = f32::INFINITY;
+    let ask = LogProbs::new().targets(&[0i64, 1]).top_k(1);
+    let in_vocabulary = "the token must be in the vocabulary";
+    let ascend = "tokens must ascend";
+    let number = "the value must be a number or -inf";
+    for (entries, entry, range) in [
+        (&[(0, 1.0), (3, 1.0)][..], 1, in_vocabulary),
+        (&[(u32::MAX, 1.0)], 0, in_vocabulary),
+        (&[(1, 1.0), (0, 1.0)], 1, ascend),
+        (&[(1, 1.0), (1, 1.0)], 1, ascend),
+        (&[(0, f32::NAN)], 0, number),
+        (&[(0, 1.0), (1, INF)], 1, number),
+    ] {
+        let (id, value) = entries[entry];
+        let error = Error::LogitBias { entry, id, value: value.to_string(), range };
+        let text = format!("logit bias, entry {entry}: token {id}, {value}: {range}");
+        not_answered(ask.logit_bias(LogitBias::new(entries)), error.clone(), &text);
+        // The entries of one row, whose number is that among all.
+        let offsets = [0, 0, entries.len()];
+        not_answered(ask.logit_bias(LogitBias::per_row(entries, &offsets)), error, &text);
+    }
+    let entries = [(2, 1.0), (0, 1.0)];
+    // They ascend within a row only.
+    let each = LogitBias::per_row(&entries, &[0, 1, 2]);
+    assert!(ask.logit_bias(each).collect(two_rows()).is_ok());
+    let what = "offsets of logit biases";
+    for offsets in [&[][..], &[0], &[0, 2], &[0, 1, 2, 2]] {
+        let error = Error::InputLength { what, len: offsets.len(), expected: 3 };
+        let text = format!("{what}: {} values instead of 3", offsets.len());
+        not_answered(ask.logit_bias(LogitBias::per_row(&entries, offsets)), error, &text);
+    }
+    for offsets in [[0, 2, 1], [0, 1, 3], [3, 3, 3], [usize::MAX, 0, 0], [0, 0, usize::MAX]] {
+        let range = "ascending, up to the number of entries";
+        let value = format!("(.., {})", offsets[2]);
+        let text = format!("{what} = {value} is not {range}");
+        let error = Error::Option { option: what, value, range };
+        not_answered(ask.logit_bias(LogitBias::per_row(&entries, &offsets)), error, &text);
+    }
+}
+
+#[test]
+fn token_outputs() {
+    let ask = LogProbs::new().targets(&[0i64, 1]).top_k(1).candidates(&[0u32; 4], 2);
+    let samples = [Sample::new(1, 2); 2];
+    let all = ask.sample(&samples);
+    type Set = for<'a> fn(TokenOutputs<'a>, &'a mut [f32], &'a mut [i64]) -> TokenOutputs<'a>;
+    let outputs: [(&str, usize, &str, Set); 12] = [
+        ("logprobs", 2, "targets", |out, x, _| out.logprobs(x)),
+        ("ranks", 2, "targets", |out, _, ids| out.ranks(ids)),
+        ("strict_ranks", 2, "targets", |out, _, ids| out.strict_ranks(ids)),
+        ("candidates", 4, "candidates", |out, x, _| out.candidates(x)),
+        ("argmax", 2, "", |out, _, ids| out.argmax(ids)),
+        ("entropy", 2, "", |out, x, _| out.entropy(x)),
+        ("varentropy", 2, "", |out, x, _| out.varentropy(x)),
+        ("logsumexp", 2, "", |out, x, _| out.logsumexp(x)),
+        ("sampled", 2, "samples", |out, _, ids| out.sampled(ids)),
+        ("sampled_logprobs", 2, "samples", |out, x, _| out.sampled_logprobs(x)),
+        ("top_k ids", 2, "", |out, x, ids| out.top_k(ids, &mut x[..2])),
+        ("top_k logprobs", 2, "", |out, x, ids| out.top_k(&mut ids[..2], x)),
+    ];
+    for &backend in Backend::available() {
+        for (output, expected, needs, set) in outputs {
+            for len in (0..9).filter(|&len| len != expected) {
+                if output.starts_with("top_k") && len < 2 {
+                    continue;
+                }
+                let (mut x, mut ids, mut argmax) = (vec![7.0; len], vec![7; len], [7; 2]);
+                // The other one of two is as long as it must be.
+                match output {
+                    "top_k ids" => x.resize(2, 7.0),
+                    "top_k logprobs" => ids.resize(2, 7),
+                    _ => {}
+                }
+                let mut out = TokenOutputs::new();
+                if output != "argmax" {
+                    out = out.argmax(&mut argmax);
+                }
+                let result = all.backend(backend).run(two_rows(), set(out, &mut x, &mut ids));
+                let error = Error::OutputLength { output, len, expected };
+                let text = format!("output `{output}` has {len} elements instead of {expected}");
+                fails(result, error, &text);
+                assert!(x.iter().all(|&x| x == 7.0) && ids.iter().all(|&id| id == 7), "{output}");
+                assert_eq!(argmax, [7; 2], "{output}");
+            }
+            if !needs.is_empty() {
+                let (mut x, mut ids) = (vec![7.0; expected], vec![7; expected]);
+                let out = set(TokenOutputs::new(), &mut x, &mut ids);
+                let result = LogProbs::new().backend(backend).run(two_rows(), out);
+                let text = format!("output `{output}` needs {needs}");
+                fails(result, Error::Missing { output, needs }, &text);
+            }
+        }
+    }
+}
+
+#[test]
+fn shards() {
+    let ask = LogProbs::new().targets(&[0i64, 1]).ranks(true);
+    for (first, vocab) in [(0, 2), (1, 3), (3, 3), (usize::MAX, 3), (usize::MAX, usize::MAX)] {
+        let error = Error::Shard { first, classes: 3, vocab };
+        let text =
+            format!("a shard of 3 classes from {first} on is not part of a vocabulary of {vocab}");
+        let mut stats = [marked(); 2];
+        fails(ask.row_stats(two_rows(), Shard::new(first, vocab), &mut stats), error, &text);
+        assert_eq!(stats, [marked(); 2]);
+    }
+    for len in [0, 1, 3] {
+        let (logits, mut stats) = (vec![0.0; len], vec![marked(); 2]);
+        let shard = Shard::new(0, 3).target_logits(&logits);
+        let error = Error::InputLength { what: "target logits", len, expected: 2 };
+        let text = format!("target logits: {len} values instead of 2");
+        fails(ask.row_stats(two_rows(), shard, &mut stats), error, &text);
+        assert_eq!(stats, [marked(); 2]);
+        let mut stats = vec![marked(); len];
+        let error = Error::OutputLength { output: "stats", len, expected: 2 };
+        let text = format!("output `stats` has {len} elements instead of 2");
+        fails(ask.row_stats(two_rows(), Shard::new(0, 3), &mut stats), error, &text);
+        assert!(stats.iter().all(|stats| *stats == marked()));
+    }
+    // The top k may exceed a shard, but not the vocabulary; a target may be anywhere in that.
+    let mut stats = [marked(); 2];
+    let far = LogProbs::new().targets(&[999i64, 1]).top_k(128);
+    assert!(far.row_stats(two_rows(), Shard::new(500, 1000), &mut stats).is_ok());
+    assert_eq!(stats.map(|stats| stats.top_k().count()), [3; 2]);
+    assert_eq!(stats.map(|stats| stats.loss()), [None; 2]);
+    let error = Error::TargetOutOfRange { row: 0, target: 999, vocab: 503 };
+    let text = "row 0: target 999 is out of range for a vocabulary of 503";
+    fails(far.row_stats(two_rows(), Shard::new(500, 503), &mut stats), error, text);
+}
+
+/// Ids are of 32 bits, of which the last one is no token: also where there is nothing to find.
+#[test]
+fn more_tokens_than_ids() {
+    let most = u32::MAX as usize;
+    let ask = LogProbs::new();
+    for vocab in [most, most + 1, usize::MAX] {
+        let logits = Logits::<f32>::new(&[], 0, vocab).unwrap();
+        let error = Error::Overflow { rows: 0, elements: vocab };
+        let text = format!("0 rows of {vocab} elements are more than an address can count");
+        fails(ask.run(logits, TokenOutputs::new()), error.clone(), &text);
+        fails(ask.collect(logits), error.clone(), &text);
+        fails(ask.row_stats(logits, Shard::new(0, vocab), &mut []), error, &text);
+        let mut stats = [marked(); 2];
+        let error = Error::Overflow { rows: 2, elements: vocab };
+        let text = format!("2 rows of {vocab} elements are more than an address can count");
+        fails(ask.row_stats(two_rows(), Shard::new(1, vocab), &mut stats), error, &text);
+        assert_eq!(stats, [marked(); 2]);
+    }
+    let logits = Logits::<f32>::new(&[], 0, most - 1).unwrap();
+    assert!(ask.collect(logits).is_ok());
+    // The last of all ids.
+    let mut stats = [marked(); 2];
+    let last = [u32::MAX - 2; 2];
+    let shard = Shard::new(most - 4, most - 1);
+    ask.targets(&last).top_k(1).row_stats(two_rows(), shard, &mut stats).unwrap();
+    assert_eq!(stats.map(|stats| stats.argmax()), [Some(u32::MAX - 2); 2]);
+    assert_eq!(stats.map(|stats| stats.target_logit()), [Some(3.0), Some(2.0)]);
+}
+
+#[test]
+fn requests_of_nothing() {
+    let none: [i64; 0] = [];
+    for &backend in Backend::available() {
+        for vocab in [0, 1, 1000] {
+            let logits = Logits::<f32>::new(&[], 0, vocab).unwrap();
+            let ask = LogProbs::new().backend(backend).targets(&none).candidates(&none, 7);
+            let ask = ask.sample(&[]).entropy(true).ranks(true).top_k(vocab.min(128));
+            assert!(ask.collect(logits).unwrap().argmax.is_empty());
+            assert_eq!(ask.row_stats(logits, Shard::new(vocab, 2 * vocab), &mut []), Ok(()));
+        }
+        // Rows of no classes: nothing is probable, and nothing can be drawn.
+        let logits = Logits::<f32>::new(&[], 2, 0).unwrap();
+        let samples = [Sample::new(1, 2); 2];
+        let ask = LogProbs::new().backend(backend).entropy(true).sample(&samples);
+        let found = ask.collect(logits).unwrap();
+        assert_eq!((found.argmax, found.sampled), (vec![-1; 2], vec![-1; 2]));
+        assert_eq!(found.logsumexp, [f32::NEG_INFINITY; 2]);
+        assert!(found.entropy.iter().chain(&found.sampled_logprobs).all(|x| x.is_nan()));
+        let logits = Logits::<f64>::new(&[], 2, 0).unwrap();
+        let found = ask.collect(logits).unwrap();
+        assert_eq!((found.argmax, found.sampled), (vec![-1; 2], vec![-1; 2]));
+        let error = Error::TargetOutOfRange { row: 0, target: 0, vocab: 0 };
+        assert_eq!(ask.targets(&[0i64, -100]).collect(logits).unwrap_err(), error);
+    }
+}
+
+#[test]
+fn samplers() {
+    let sample = Sample::new(1, 2);
+    let option =
+        |option, value: f64, range| Error::Option { option, value: value.to_string(), range };
+    let draw = |sampler: Sampler, sample| sampler.draw(&[1, 0], &[-0.5_f32, -1.0], 9, sample);
+    let of = |sampler: Sampler, error: Error, text: &str| fails(draw(sampler, sample), error, text);
+    for p in [-1e-9, f64::NAN, f64::NEG_INFINITY] {
+        let (range, text) = ("at least 0", format!("top_p = {p} is not at least 0"));
+        of(Sampler::new().top_p(p), option("top_p", p, range), &text);
+        let text = format!("min_p = {p} is not at least 0");
+        of(Sampler::new().min_p(p), option("min_p", p, range), &text);
+    }
+    of(Sampler::new().top_k(0), option("top_k", 0.0, "at least 1"), "top_k = 0 is not at least 1");
+    for k in [3, usize::MAX] {
+        let error = Error::TooFewTokens { option: "top_k", known: 2 };
+        of(Sampler::new().top_k(k), error, "top_k needs more than the 2 most probable tokens");
+    }
+    for t in [-1.0, f64::NAN, f64::INFINITY] {
+        let error = Error::SampleTemperature { row: 0, temperature: t.to_string() };
+        let text = format!("row 0: temperature {t} of a sample is not finite and at least 0");
+        fails(draw(Sampler::new().top_k(1), sample.temperature(t)), error, &text);
+    }
+    let what = "log-probabilities of tokens";
+    let result = Sampler::new().draw(&[1, 0], &[0.0_f32], 2, sample);
+    let text = "log-probabilities of tokens: 1 values instead of 2";
+    fails(result, Error::InputLength { what, len: 1, expected: 2 }, text);
+    for logprobs in [[f32::NAN, 0.0], [0.0, f32::NAN], [f32::NEG_INFINITY; 2]] {
+        let error = Error::NothingToSample { known: 2 };
+        assert_eq!(Sampler::new().draw(&[1, 0], &logprobs, 2, sample), Err(error));
+    }
+    let error = Error::NothingToSample { known: 0 };
+    assert_eq!(Sampler::new().draw::<f32>(&[], &[], 0, sample), Err(error));
+    // Whatever the order, the ids and the vocabulary: one of the tokens.
+    let (ids, logprobs) = ([i64::from(u32::MAX) - 1, 7, 7], [-3.0, 9.0, f64::INFINITY]);
+    for t in [0.0, 1e-300, 1.0, f64::MAX] {
+        let drawn = Sampler::new().draw(&ids, &logprobs, 0, sample.temperature(t)).unwrap();
+        assert!(ids.contains(&drawn));
+    }
+    for id in [i64::MIN, -1, u32::MAX.into(), i64::MAX] {
+        let error = Error::NotAToken { row: 0, id: id.into() };
+        let drawn = Sampler::new().draw(&[1, id], &logprobs[..2], 0, sample);
+        fails(drawn, error, &format!("row 0: {id} is not a token"));
+    }
+}
+
+#[test]
+fn statistics_from_bytes() {
+    let bytes = marked().to_bytes();
+    assert_eq!(RowStats::from_bytes(&bytes), Ok(marked()));
+    let text = "these bytes are no statistics of a row, or of another version of this crate";
+    fails(RowStats::from_bytes(&[0xff; RowStats::BYTES]), Error::RowStatsBytes, text);
+    // A bit more or less is refused, or makes other statistics, which answer all the same.
+    for bit in 0..8 * RowStats::BYTES {
+        let mut bytes = bytes;
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let Ok(stats) = RowStats::from_bytes(&bytes) else { continue };
+        for stats in [stats, stats.merge(&marked()), marked().merge(&stats), stats.merge(&stats)] {
+            let _ = (stats.loss(), stats.saved(), stats.rank(), stats.strict_rank());
+            let _ = (stats.argmax(), stats.entropy(), stats.varentropy(), stats.sampled());
+            assert!(stats.top_k().count() <= 128);
+        }
+    }
+}
+
+#[test]
+fn comparisons() {
+    let (mut kl, mut same_top, mut logprobs) = ([7.0; 2], [true; 2], [7.0; 2]);
+    let mut refused = |compare: Compare, other: Logits<'_>, error: Error, text: &str| {
+        for &backend in Backend::available() {
+            let compare = compare.backend(backend);
+            let mut out = CompareOutputs::new().kl(&mut kl).same_top(&mut same_top);
+            fails(compare.divergences(two_rows(), other, out), error.clone(), text);
+            out = CompareOutputs::new().kl(&mut kl).same_top(&mut same_top);
+            fails(compare.evaluate(two_rows(), other, out), error.clone(), text);
+            assert_eq!((kl, same_top), ([7.0; 2], [true; 2]));
+        }
+    };
+    for (rows, vocab) in [(1, 3), (2, 2), (3, 2), (6, 1), (0, 3)] {
+        let error = Error::ComparedShape { base: (2, 3), other: (rows, vocab) };
+        let text = format!("the base is 2 x 3, but the other is {rows} x {vocab}");
+        let other = Logits::new(&X[..rows * vocab], rows, vocab).unwrap();
+        refused(Compare::new(), other, error, &text);
+    }
+    let option = |option, value: f64, range| {
+        let text = format!("{option} = {value} is not {range}");
+        (Error::Option { option, value: value.to_string(), range }, text)
+    };
+    for t in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-40, 1e39] {
+        let (error, text) = option("temperature", t, "a positive number of the range of f32");
+        refused(Compare::new().temperature(t), two_rows(), error, &text);
+    }
+    for beta in [-1e-9, 1.0 + 1e-9, f64::NAN, f64::INFINITY] {
+        let (error, text) = option("beta", beta, "between 0 and 1");
+        refused(Compare::new().beta(beta), two_rows(), error, &text);
+    }
+    let error = Error::TargetOutOfRange { row: 1, target: 3, vocab: 3 };
+    let text = "row 1: target 3 is out of range for a vocabulary of 3";
+    refused(Compare::new().targets(&[-100i64, 3]), two_rows(), error, text);
+    let text = "models are compared at targets that are classes, not probabilities";
+    let probs = Compare::new().targets(Targets::probs(&[0.5_f32; 6]));
+    refused(probs, two_rows(), Error::ComparedProbs, text);
+    for &backend in Backend::available() {
+        let compare = Compare::new().backend(backend);
+        let out = CompareOutputs::new().kl(&mut kl).base_logprobs(&mut logprobs);
+        let error = Error::TargetCount { rows: 2, targets: 0 };
+        let text = "0 targets for 2 rows";
+        fails(compare.divergences(two_rows(), two_rows(), out), error.clone(), text);
+        let out = CompareOutputs::new().kl(&mut kl).base_logprobs(&mut logprobs);
+        fails(compare.evaluate(two_rows(), two_rows(), out), error, text);
+        let out = CompareOutputs::new().kl(&mut kl).jsd(&mut logprobs[..1]);
+        let error = Error::OutputLength { output: "jsd", len: 1, expected: 2 };
+        let text = "output `jsd` has 1 elements instead of 2";
+        fails(compare.divergences(two_rows(), two_rows(), out), error, text);
+        assert_eq!((kl, logprobs), ([7.0; 2], [7.0; 2]));
+    }
+}
+
+#[test]
+fn offsets_of_sequences() {
+    let score = SequenceScore { logprob: 7.0, tokens: 7, first_mismatch: None };
+    let bound = |index, offset, expected| Error::OffsetBound { index, offset, expected };
+    for (offsets, error) in [
+        (&[][..], Error::NoOffsets),
+        (&[0], bound(0, 0, 2)),
+        (&[1, 2], bound(0, 1, 0)),
+        (&[0, 1], bound(1, 1, 2)),
+        (&[0, 3], bound(1, 3, 2)),
+        (&[0, usize::MAX], bound(1, usize::MAX, 2)),
+        (&[0, 2, 1], Error::OffsetOrder { index: 2, offset: 1, before: 2 }),
+        (&[0, usize::MAX, 2], Error::OffsetOrder { index: 2, offset: 2, before: usize::MAX }),
+    ] {
+        for &backend in Backend::available() {
+            let ce = CrossEntropy::new().backend(backend);
+            let mut scores = vec![score; offsets.len().saturating_sub(1)];
+            let result = ce.sequences(two_rows(), &[0i64, 1], offsets, &mut scores);
+            assert_eq!(result, Err(error.clone()));
+            assert!(scores.iter().all(|&other| other == score));
+            let result = ce.score_sequences(two_rows(), &[0i64, 1], offsets);
+            assert_eq!(result, Err(error.clone()));
+        }
+    }
+    let mut scores = [score; 2];
+    for len in [0, 2] {
+        let error = Error::OutputLength { output: "scores", len, expected: 1 };
+        let ce = CrossEntropy::new();
+        let result = ce.sequences(two_rows(), &[0i64, 1], &[0, 2], &mut scores[..len]);
+        assert_eq!(result, Err(error));
+        let error = Error::TargetOutOfRange { row: 1, target: 3, vocab: 3 };
+        let result = ce.sequences(two_rows(), &[0i64, 3], &[0, 2], &mut scores[..1]);
+        assert_eq!(result, Err(error));
+    }
+    assert_eq!(scores, [score; 2]);
 }
 
 /// Prints what the environment selects: the other half of the next test.
