@@ -17,6 +17,9 @@
 //! "padded", "classes first" and "images" (32 of 21 classes) take the same memory for another layout, and
 //! "masked" has a bit mask that half of the classes pass: their limits are those of the plain layout.
 //!
+//! "logprob" and what follows is `LogProbs`: of one row of 151,936, which the second-level cache holds, and of 32 rows of
+//! ten times as many. Targets are drawn tokens, or "of any" token. "scalar engine" is the code that it replaces.
+//!
 //! Everything runs in turn, round after round, and every measurement stands between two of its limit:
 //! a change in clock speed, or a neighbour on a shared machine, meets both. A measurement is one call,
 //! or for short ones, and for the limit they have, the fastest of a few batches of calls. `ratio` is
@@ -30,6 +33,8 @@
 mod common;
 #[path = "limits/layouts.rs"]
 mod layouts;
+#[path = "limits/logprobs.rs"]
+mod logprobs;
 
 use common::{Batch, all_threads, fastest_backend, pool, print_skipped};
 use rayon::ThreadPool;
@@ -72,6 +77,12 @@ fn main() {
     // One gradient for all: no more than one of its users runs at a time.
     let scratch = Mutex::new(large.logits.clone());
     let mask = layouts::mask(&large);
+    let decode = Batch::new(1, 151_936);
+    let chosen = logprobs::drawn(&decode);
+    let long = Batch::new(1, 524_288);
+    let long_chosen = logprobs::drawn(&long);
+    let server = Batch::new(10 * 32, 151_936);
+    let served = logprobs::drawn(&server);
     let pools: Vec<ThreadPool> = if all_threads() == 1 { vec![1] } else { vec![1, all_threads()] }
         .into_iter()
         .map(pool)
@@ -101,6 +112,11 @@ fn main() {
     for pool in &pools {
         groups.push(layouts::against_reading(&large, pool, &fast, &mask));
         groups.push(layouts::against_copying(&large, pool, &fast, &scratch, &mask));
+    }
+    for pool in &pools {
+        groups.push(logprobs::against_reading(&decode, 1, &chosen, pool, &fast));
+        groups.push(logprobs::against_reading(&long, 1, &long_chosen, pool, &fast));
+        groups.push(logprobs::against_reading(&server, 32, &served, pool, &fast));
     }
     groups.extend(Backend::available().iter().map(|&backend| against_kernel(&short, backend)));
     for group in &mut groups {
