@@ -320,16 +320,10 @@ impl<'a> Compare<'a> {
         if base != other {
             return Err(Error::ComparedShape { base, other });
         }
-        let option = |option, value: f64, range| {
-            Err(Error::Option { option, value: value.to_string(), range })
-        };
-        let t = self.temperature;
-        // As that of a loss.
-        if !(t > 0.0 && t.is_finite() && (t as f32).is_normal()) {
-            return option("temperature", t, "a positive number of the range of f32");
-        }
+        Error::check_positive("temperature", self.temperature)?;
         if !(0.0..=1.0).contains(&self.beta) {
-            return option("beta", self.beta, "between 0 and 1");
+            let (value, range) = (self.beta.to_string(), "between 0 and 1");
+            return Err(Error::Option { option: "beta", value, range });
         }
         Ok(())
     }

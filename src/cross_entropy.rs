@@ -703,19 +703,14 @@ impl<'w> CrossEntropy<'w> {
                 Err(Error::Option { option, value: value.to_string(), range })
             }
         };
-        let positive = |option, value: f64| {
-            // It is used as an `f32` where the logits are.
-            let allowed = value > 0.0 && value.is_finite() && (value as f32).is_normal();
-            number(option, value, allowed, "a positive number of the range of f32")
-        };
         let e = self.label_smoothing;
         number("label_smoothing", e, (0.0..=1.0).contains(&e), "between 0 and 1")?;
         let z = self.z_loss;
         number("z_loss", z, z >= 0.0 && z.is_finite(), "finite and not negative")?;
-        positive("logit_scale", self.logit_scale)?;
-        positive("temperature", self.temperature)?;
+        Error::check_positive("logit_scale", self.logit_scale)?;
+        Error::check_positive("temperature", self.temperature)?;
         if let Some(softcap) = self.softcap {
-            positive("softcap", softcap.cap)?;
+            Error::check_positive("softcap", softcap.cap)?;
         }
         if let Some(weights) = self.class_weights {
             Error::check_input("class_weights", weights.len(), vocab)?;

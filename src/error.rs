@@ -326,6 +326,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// That a number can be a factor or a divisor of logits: it is used as an `f32` where these are.
+    pub(crate) fn check_positive(option: &'static str, value: f64) -> Result<(), Error> {
+        if value > 0.0 && value.is_finite() && (value as f32).is_normal() {
+            return Ok(());
+        }
+        let range = "a positive number of the range of f32";
+        Err(Error::Option { option, value: value.to_string(), range })
+    }
+
     /// That an input which goes with the logits is as long as it must be.
     pub(crate) fn check_input(
         what: &'static str,

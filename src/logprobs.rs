@@ -11,7 +11,7 @@ use crate::kernel::top::{MAX_TOP_K, Top};
 use crate::kernel::train::AllowedRows;
 use crate::kernel::transform::Transform;
 use crate::row_stats::Distribution;
-use crate::rows::{RowSlices, Rows, for_each_group, parts_of_rows};
+use crate::rows::{RowSlices, Rows, for_each_group, parts_of_rows, split};
 use crate::targets::TargetRows;
 use crate::{
     AllowedTokens, Backend, Element, Error, Ids, LogitBias, Logits, LogitsMut, Real, RowStats,
@@ -411,14 +411,7 @@ impl<'a> LogProbs<'a> {
             }
         };
         let temperature = self.temperature;
-        if !(temperature > 0.0 && temperature.is_finite() && (temperature as f32).is_normal()) {
-            let range = "a positive number of the range of f32";
-            return Err(Error::Option {
-                option: "temperature",
-                value: temperature.to_string(),
-                range,
-            });
-        }
+        Error::check_positive("temperature", temperature)?;
         if wanted.top_k > 0 {
             self.check_top_k(vocab)?;
         }
@@ -974,10 +967,6 @@ impl<R: Real> TokenOutputs<'_, R> {
         };
         (a, b)
     }
-}
-
-fn split<T>(slice: Option<&mut [T]>, mid: usize) -> (Option<&mut [T]>, Option<&mut [T]>) {
-    slice.map(|slice| slice.split_at_mut(mid)).unzip()
 }
 
 /// As the loss rounds: 0 rather than -0 also where a number is rounded to 0.

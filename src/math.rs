@@ -15,6 +15,34 @@ use std::f64::consts::{LN_2, LOG2_E};
 const LN_2_HI: f64 = f64::from_bits(0x3fe6_2e42_fee0_0000);
 const LN_2_LO: f64 = f64::from_bits(0x3dea_39ef_3579_3c76);
 
+/// A sum that does not lose what rounding takes from each addition (Neumaier's algorithm).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Compensated {
+    sum: f64,
+    lost: f64,
+}
+
+impl Compensated {
+    #[inline(always)]
+    pub(crate) fn add(&mut self, x: f64) {
+        let next = self.sum + x;
+        // Infinities have nothing to lose.
+        if next.is_finite() {
+            self.lost += if self.sum.abs() >= x.abs() {
+                (self.sum - next) + x
+            } else {
+                (x - next) + self.sum
+            };
+        }
+        self.sum = next;
+    }
+
+    #[inline(always)]
+    pub(crate) fn value(&self) -> f64 {
+        self.sum + self.lost
+    }
+}
+
 /// `2^k`; exactly 0 below the normal range and infinity above it.
 pub(crate) fn exp2_int(k: i32) -> f64 {
     match k {

@@ -99,7 +99,10 @@ impl<R> Default for RowSlices<'_, R> {
     }
 }
 
-fn split<T>(slice: Option<&mut [T]>, mid: usize) -> (Option<&mut [T]>, Option<&mut [T]>) {
+pub(crate) fn split<T>(
+    slice: Option<&mut [T]>,
+    mid: usize,
+) -> (Option<&mut [T]>, Option<&mut [T]>) {
     slice.map(|slice| slice.split_at_mut(mid)).unzip()
 }
 

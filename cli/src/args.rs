@@ -56,7 +56,7 @@ pub(crate) struct Score {
     pub(crate) logits: String,
 
     /// Name of the targets tensor
-    #[arg(long, value_name = "NAME", default_value = "targets")]
+    #[arg(long, value_name = "NAME", default_value = TARGETS)]
     pub(crate) targets: String,
 
     /// Classes of a row that are used: the first N, the rest is padding [default: all]
@@ -131,6 +131,9 @@ pub(crate) struct Score {
     pub(crate) gradient: Gradient,
 }
 
+/// What the targets tensor is called unless the command line says otherwise.
+pub(crate) const TARGETS: &str = "targets";
+
 /// What makes the loss another one than -ln p[t].
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Options of the loss")]
@@ -176,6 +179,21 @@ pub(crate) struct Loss {
     /// Together: p is the softmax of softcap(K * x) / T, and lse its logsumexp.
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temperature: Option<f64>,
+}
+
+impl Loss {
+    /// Of no options but this one.
+    pub(crate) fn at(temperature: Option<f64>) -> Self {
+        Loss {
+            target_probs: None,
+            label_smoothing: None,
+            weight: None,
+            z_loss: None,
+            softcap: None,
+            logit_scale: None,
+            temperature,
+        }
+    }
 }
 
 /// The gradient and where it goes.

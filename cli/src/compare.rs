@@ -1,7 +1,7 @@
 //! `xent compare`: how far the logits of one model are from those of another.
 #![forbid(unsafe_code)]
 
-use crate::args::{self, Gradient, Loss, Reduction, Score};
+use crate::args::{self, Gradient, Loss, Reduction, Score, TARGETS};
 use crate::input::{self, Answers, Derivative, Ids, Input, Layout};
 use crate::number::Logit;
 use crate::{Error, in_pool};
@@ -103,15 +103,6 @@ pub(crate) struct Args {
 impl Args {
     /// One of the files, as what `xent score` takes.
     fn score(&self, file: &Path, logits: &str) -> Score {
-        let loss = Loss {
-            target_probs: None,
-            label_smoothing: None,
-            weight: None,
-            z_loss: None,
-            softcap: None,
-            logit_scale: None,
-            temperature: self.temperature,
-        };
         Score {
             file: file.to_owned(),
             logits: logits.to_owned(),
@@ -124,13 +115,11 @@ impl Args {
             threads: self.threads,
             per_token: false,
             json: self.json,
-            loss,
+            loss: Loss::at(self.temperature),
             gradient: Gradient { grad: None, upstream: None },
         }
     }
 }
-
-const TARGETS: &str = "targets";
 
 /// One of the files.
 struct Model<'t, 'a> {

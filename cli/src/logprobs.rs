@@ -1,7 +1,7 @@
 //! `xent logprobs`: what an inference engine says of the tokens of logits that are in a file.
 #![forbid(unsafe_code)]
 
-use crate::args::{self, Gradient, Loss, Reduction, Score};
+use crate::args::{self, Gradient, Loss, Reduction, Score, TARGETS};
 use crate::input::{self, Answers, Derivative, Ids, Input, Layout};
 use crate::number::{Logit, Number};
 use crate::report::kind;
@@ -135,15 +135,6 @@ pub(crate) struct Args {
 impl Args {
     /// The rows, as what `xent score` takes.
     fn score(&self) -> Score {
-        let loss = Loss {
-            target_probs: None,
-            label_smoothing: None,
-            weight: None,
-            z_loss: None,
-            softcap: None,
-            logit_scale: None,
-            temperature: self.temperature,
-        };
         Score {
             file: self.file.clone(),
             logits: self.logits.clone(),
@@ -156,13 +147,11 @@ impl Args {
             threads: self.threads,
             per_token: true,
             json: self.json,
-            loss,
+            loss: Loss::at(self.temperature),
             gradient: Gradient { grad: None, upstream: None },
         }
     }
 }
-
-const TARGETS: &str = "targets";
 
 /// Bytes of logits that are asked about in one call.
 const BATCH_BYTES: usize = 64 << 20;

@@ -107,9 +107,7 @@ impl Part<'_> {
 
 #[inline(always)]
 fn ahead_and_widen<S: Simd, T: Lane>(s: S, x: &[T], z: &mut [f32]) {
-    for line in x.chunks(LANES * T::PER_LINE) {
-        s.prefetch(line.as_ptr().wrapping_byte_add(sum::PREFETCH));
-    }
+    sum::prefetch_ahead(s, x);
     widen(s, x, z);
 }
 

@@ -763,6 +763,14 @@ pub(crate) fn row_and<S: Simd, T: Lane, const LEVEL: u8>(
     out
 }
 
+/// Asks for memory as far ahead of a block as [`sum_steps`] does, which sees a copy of it only.
+#[inline(always)]
+pub(super) fn prefetch_ahead<S: Simd, T: Lane>(s: S, block: &[T]) {
+    for line in block.chunks(LANES * T::PER_LINE) {
+        s.prefetch(line.as_ptr().wrapping_byte_add(PREFETCH));
+    }
+}
+
 /// As [`row_and`] for the transformed elements of a row, which are staged block by block.
 #[inline(always)]
 pub(crate) fn transformed_row_and<S: Simd, T: Lane>(
@@ -780,9 +788,7 @@ pub(crate) fn transformed_row_and<S: Simd, T: Lane>(
         let mut sum = ChunkSum::new(s);
         for block in ranges(chunk, BLOCK) {
             let start = block.start;
-            for line in row[block.clone()].chunks(LANES * T::PER_LINE) {
-                s.prefetch(line.as_ptr().wrapping_byte_add(PREFETCH));
-            }
+            prefetch_ahead(s, &row[block.clone()]);
             stage(s, transform, start, &row[block.clone()], &mut staged.0, None);
             extra.block(s, &staged.0[..block.len()], start);
             // No transform of -inf is needed where there is no class.

@@ -12,7 +12,7 @@ use crate::kernel::sum::{BLOCK, ranges};
 use crate::kernel::train::AllowedRows;
 use crate::kernel::transform::{self, Allowed, Staged};
 use crate::logits::Logits;
-use crate::math;
+use crate::math::{self, Compensated};
 use crate::simd::{LANES_64, Lane, Lanes64, Simd};
 use crate::targets::TargetRows;
 use half::{bf16, f16};
@@ -154,45 +154,17 @@ impl Outputs<'_> {
     }
 }
 
-/// A sum that does not lose what rounding takes from each addition (Neumaier's algorithm).
-#[derive(Clone, Copy, Default)]
-struct Total {
-    sum: f64,
-    lost: f64,
-}
-
-impl Total {
-    #[inline(always)]
-    fn add(&mut self, x: f64) {
-        let next = self.sum + x;
-        // Infinities have nothing to lose.
-        if next.is_finite() {
-            self.lost += if self.sum.abs() >= x.abs() {
-                (self.sum - next) + x
-            } else {
-                (x - next) + self.sum
-            };
+/// Adds the sum of 8 lanes, by adding the upper half to the lower until one is left.
+#[inline(always)]
+fn add_lanes(sum: &mut Compensated, mut lanes: Lanes64) {
+    let mut width = LANES_64;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
         }
-        self.sum = next;
     }
-
-    /// Adds the sum of 8 lanes, by adding the upper half to the lower until one is left.
-    #[inline(always)]
-    fn add_lanes(&mut self, mut lanes: Lanes64) {
-        let mut width = LANES_64;
-        while width > 1 {
-            width /= 2;
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-        }
-        self.add(lanes[0]);
-    }
-
-    #[inline(always)]
-    fn value(&self) -> f64 {
-        self.sum + self.lost
-    }
+    sum.add(lanes[0]);
 }
 
 /// The largest logit of a row, NaN if there is one, -inf if there are none; and where it is first.
@@ -381,7 +353,7 @@ impl Pair<'_> {
         let (rate, zero) = (s.dsplat(self.rate), s.dsplat(0.0));
         let [max_x, max_y] = peaks.map(|peak| s.dsplat(peak.max));
         let mut staged = [Staged([0.0; BLOCK]), Staged([0.0; BLOCK])];
-        let [mut of_base, mut of_other, mut forward, mut reverse] = [Total::default(); 4];
+        let [mut of_base, mut of_other, mut forward, mut reverse] = [Compensated::default(); 4];
         for block in ranges(0..self.vocab, BLOCK) {
             for (which, staged) in staged.iter_mut().enumerate() {
                 let vectors = self.stage(s, which, block.clone(), staged).as_flattened_mut();
@@ -411,10 +383,10 @@ impl Pair<'_> {
                 above.1 = s.dadd(above.1, s.dmax_or(s.dsub(zero, w), zero));
                 below.1 = s.dadd(below.1, s.dmax_or(w, zero));
             }
-            of_base.add_lanes(s.to_lanes64(sum_u));
-            of_other.add_lanes(s.to_lanes64(sum_v));
-            forward.add_lanes(s.to_lanes64(s.dsub(above.0, below.0)));
-            reverse.add_lanes(s.to_lanes64(s.dsub(above.1, below.1)));
+            add_lanes(&mut of_base, s.to_lanes64(sum_u));
+            add_lanes(&mut of_other, s.to_lanes64(sum_v));
+            add_lanes(&mut forward, s.to_lanes64(s.dsub(above.0, below.0)));
+            add_lanes(&mut reverse, s.to_lanes64(s.dsub(above.1, below.1)));
         }
         // The largest of both rows were left out above.
         let [first, second] = peaks.map(|peak| peak.at);
@@ -456,7 +428,7 @@ impl Pair<'_> {
         let [of_base, of_other] = sums.others.map(|sum| s.dsplat(1.0 / (1.0 + sum)));
         let mut staged = [Staged([0.0; BLOCK]), Staged([0.0; BLOCK])];
         let mut differences = Staged([0.0; BLOCK]);
-        let [mut jsd, mut tv] = [Total::default(); 2];
+        let [mut jsd, mut tv] = [Compensated::default(); 2];
         for block in ranges(0..self.vocab, BLOCK) {
             for (which, staged) in staged.iter_mut().enumerate() {
                 self.stage(s, which, block.clone(), staged);
@@ -480,7 +452,7 @@ impl Pair<'_> {
                     s.dstore(d, s.dsub(s.dsub(a, b), apart));
                 }
             }
-            tv.add_lanes(s.to_lanes64(sum));
+            add_lanes(&mut tv, s.to_lanes64(sum));
             if wants_jsd {
                 // Divisions and logarithms, which vectors of `Simd64` do not have, but compilers do.
                 for ((&mut p, &mut q), d) in x.iter_mut().zip(y).zip(&mut *d) {
@@ -490,7 +462,7 @@ impl Pair<'_> {
                 for terms in d.as_chunks().0 {
                     sum = s.dadd(sum, s.dload(terms));
                 }
-                jsd.add_lanes(s.to_lanes64(sum));
+                add_lanes(&mut jsd, s.to_lanes64(sum));
             }
         }
         (jsd.value().max(0.0), (0.5 * tv.value()).min(1.0))

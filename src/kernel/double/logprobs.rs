@@ -3,7 +3,7 @@
 use crate::kernel::gumbel;
 use crate::kernel::logprobs::Part;
 use crate::kernel::top::Top;
-use crate::math;
+use crate::math::{self, Compensated};
 use crate::row_stats::{Distribution, NONE};
 
 /// What was found. Ids are those of the vocabulary.
@@ -15,26 +15,6 @@ pub(crate) struct Found {
     pub(crate) argmax: u32,
     /// A token that was drawn, and its logit.
     pub(crate) drawn: Option<(u32, f64)>,
-}
-
-/// The sum of numbers, and what rounding took from it.
-#[derive(Default)]
-struct Compensated {
-    sum: f64,
-    lost: f64,
-}
-
-impl Compensated {
-    fn add(&mut self, v: f64) {
-        let next = self.sum + v;
-        self.lost +=
-            if self.sum.abs() >= v.abs() { (self.sum - next) + v } else { (v - next) + self.sum };
-        self.sum = next;
-    }
-
-    fn value(&self) -> f64 {
-        self.sum + self.lost
-    }
 }
 
 /// Two passes over a row that has classes: what is largest, then the sums.
