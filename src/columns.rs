@@ -11,9 +11,9 @@ use crate::kernel::gradient::Store;
 use crate::kernel::train::GradientRows;
 use crate::kernel::transpose::{Outer, Transpose};
 use crate::kernel::{forward, softmax, train};
-#[cfg(feature = "rayon")]
-use crate::rows::is_worth_threads;
 use crate::rows::{Rows, for_each_group};
+#[cfg(feature = "rayon")]
+use crate::rows::{is_worth_threads, threads};
 use crate::{Element, Logits, LogitsMut};
 use std::ops::Range;
 
@@ -311,10 +311,11 @@ pub(crate) fn run<T: Element>(
     // Panels are many: their threads are not to be waited for from outside the pool, each time.
     #[cfg(feature = "rayon")]
     if is_worth_threads(&work) {
-        rayon::join(|| panels(kernels, work, x, to), || ());
+        rayon::join(|| panels(kernels, work, x, to, threads()), || ());
         return;
     }
-    panels(kernels, work, x, to);
+    // Not to be asked for otherwise: that starts the global pool.
+    panels(kernels, work, x, to, 1);
 }
 
 #[inline(never)]
@@ -323,9 +324,10 @@ fn panels<T: Element>(
     mut work: impl Panels<T>,
     x: Option<Columns<'_, T>>,
     mut to: Option<Output<'_, T>>,
+    threads: usize,
 ) {
     let (rows, vocab) = (work.rows(), work.vocab());
-    let len = panel_rows(vocab, size_of::<T>()).min(rows);
+    let len = panel_rows(vocab, size_of::<T>(), threads).min(rows);
     let panel = |used: bool| used.then(|| Panel::new(len, vocab));
     let (mut gathered, mut written) = (panel(x.is_some()), panel(to.is_some()));
     let mut first = 0;
@@ -387,11 +389,7 @@ impl<T: Element> Panel<T> {
 const FITS: &str = "a panel is a matrix";
 
 /// A power of two, so that halves of it are whole tiles.
-fn panel_rows(vocab: usize, bytes: usize) -> usize {
-    #[cfg(feature = "rayon")]
-    let threads = rayon::current_num_threads();
-    #[cfg(not(feature = "rayon"))]
-    let threads = 1;
+fn panel_rows(vocab: usize, bytes: usize, threads: usize) -> usize {
     let row = vocab.saturating_mul(bytes);
     let most = (MOST / row).max(LEAST);
     let rows = (PANEL / row).max(LEAST).saturating_mul(threads);

@@ -51,6 +51,7 @@ pub use half::{bf16, f16};
 pub use logits::{Logits, LogitsMut};
 pub use logprobs::{LogProbs, Shard, TokenLogProbs, TokenOutputs};
 pub use row_stats::{RowStats, TopToken};
+pub use rows::on_calling_thread;
 pub use sample::{Sample, Sampler};
 pub use saved::LogSumExp;
 pub use sequences::SequenceScore;

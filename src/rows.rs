@@ -7,6 +7,7 @@ use crate::kernel::train::{GradientRows, Trained, UpstreamRows};
 use crate::kernel::{forward, softmax, train};
 use crate::saved::LogSumExp;
 use crate::{Element, Error, Real};
+use std::cell::Cell;
 
 /// Elements below which work is not worth handing to another thread: about 8 microseconds.
 ///
@@ -18,6 +19,47 @@ const GRAIN: usize = 65_536;
 /// 0.53 times as long as one for 524,288 if the other is awake, and as long as one if it has to be woken; for 151,936
 /// between 0.65 and 1.6 times.
 const SPREAD: usize = 8 * crate::kernel::sum::CHUNK;
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls `f`, and computes whatever this crate is asked for meanwhile on the calling thread, without starting or waiting
+/// for any other: for engines that have threads of their own. Results have the same bits.
+///
+/// ```
+/// use xent::{CrossEntropy, Logits};
+///
+/// let x = vec![0.0_f32; 4 * 50_257];
+/// let logits = Logits::new(&x, 4, 50_257)?;
+/// let loss = xent::on_calling_thread(|| CrossEntropy::new().forward(logits, &[0i64; 4]))?;
+/// assert_eq!(loss, CrossEntropy::new().forward(logits, &[0i64; 4])?);
+/// # Ok::<(), xent::Error>(())
+/// ```
+pub fn on_calling_thread<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let _restore = Restore(ALONE.replace(true));
+    f()
+}
+
+#[cfg(feature = "rayon")]
+fn is_alone() -> bool {
+    ALONE.get()
+}
+
+/// How many threads there are for work of this thread. Starts the global pool.
+pub(crate) fn threads() -> usize {
+    #[cfg(feature = "rayon")]
+    if !is_alone() {
+        return rayon::current_num_threads();
+    }
+    1
+}
 
 /// Work on rows that can be cut in two.
 pub(crate) trait Rows: Send + Sized {
@@ -48,17 +90,13 @@ pub(crate) fn for_each_group<W: Rows>(mut work: W, f: &(impl Fn(&mut W) + Sync))
 #[cfg(feature = "rayon")]
 #[inline]
 pub(crate) fn is_worth_threads(work: &impl Rows) -> bool {
-    work.rows().saturating_mul(work.vocab()) > GRAIN
+    work.rows().saturating_mul(work.vocab()) > GRAIN && !is_alone()
 }
 
 /// Into how many parts each row is to be cut, for threads that would have nothing to do where rows are few and long: 1
 /// for most. `cost` is how many times as long as usual a class takes.
 #[inline]
 pub(crate) fn parts_of_rows(rows: usize, vocab: usize, cost: usize) -> usize {
-    #[cfg(feature = "rayon")]
-    let threads = rayon::current_num_threads;
-    #[cfg(not(feature = "rayon"))]
-    let threads = || 1;
     // In this order: asking for the number of threads starts the global pool.
     if rows == 0 || vocab.saturating_mul(cost) < SPREAD { 1 } else { (threads() / rows).max(1) }
 }
