@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use crate::columns;
-use crate::element::sealed::Real as _;
 use crate::evaluation::Reduced;
 use crate::kernel::forward::{self, Row};
 use crate::kernel::gradient::Store;
@@ -133,19 +132,19 @@ pub enum EmptyMean {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct CrossEntropy<'a> {
-    ignore_index: Option<i64>,
-    reduction: Reduction,
-    empty_mean: EmptyMean,
+    pub(crate) ignore_index: Option<i64>,
+    pub(crate) reduction: Reduction,
+    pub(crate) empty_mean: EmptyMean,
     backend: Option<Backend>,
     label_smoothing: f64,
     z_loss: f64,
     logit_scale: f64,
     temperature: f64,
     softcap: Option<Softcap>,
-    class_weights: Option<Floats<'a>>,
+    pub(crate) class_weights: Option<Floats<'a>>,
     /// Of the class weights, so that it need not be taken in every call.
     weight_sum: f64,
-    token_weights: Option<Floats<'a>>,
+    pub(crate) token_weights: Option<Floats<'a>>,
     allowed_tokens: Option<AllowedTokens<'a>>,
 }
 
@@ -172,8 +171,8 @@ impl Default for CrossEntropy<'_> {
 /// ```
 #[derive(Debug)]
 pub struct RowOutputs<'a, R = f32> {
-    slices: RowSlices<'a, R>,
-    count_correct: bool,
+    pub(crate) slices: RowSlices<'a, R>,
+    pub(crate) count_correct: bool,
 }
 
 impl<R> Default for RowOutputs<'_, R> {
@@ -590,37 +589,27 @@ impl<'w> CrossEntropy<'w> {
 
     #[inline(never)]
     fn train<T: Element>(&self, call: Call<'_, T>, argmax: bool) -> Result<(), Error> {
-        let (rows, vocab) = (call.rows(), call.vocab());
+        let (rows, classes) = (call.rows(), call.vocab());
         self.check_reduction()?;
-        self.check_options(rows, vocab)?;
+        self.check_options(rows, classes)?;
         let kernels = Backend::kernels(self.backend)?;
-        let targets = AnyTargets::<T::Real>::new(call.targets, self.ignore_index, rows, vocab)?;
+        // From here on `vocab` may be more than there is of logits.
+        let (first_class, vocab, targets) = match call.shard {
+            None => (0, classes, call.targets),
+            Some((first, vocab)) => (first, vocab, call.targets.ids_only()?),
+        };
+        let targets = AnyTargets::<T::Real>::new(targets, self.ignore_index, rows, vocab)?;
         call.out.check(rows)?;
         call.check_gradient()?;
         let allowed = match self.allowed_tokens {
-            Some(allowed) => Some(allowed.rows(rows, vocab)?),
+            Some(allowed) => Some(allowed.rows(rows, classes)?),
             None => None,
         };
-        let weights = match self.class_weights {
-            Some(weights) => Some(T::Real::of(weights).ok_or(Error::Precision {
-                what: "class_weights",
-                needed: T::Real::PRECISION,
-                given: weights.precision(),
-            })?),
-            None => None,
-        };
-        let config = Config {
-            transform: self.transform(),
-            smoothing: self.label_smoothing,
-            z_loss: self.z_loss,
-            weights,
-            weight_sum: if weights.is_some() { self.weight_sum } else { vocab as f64 },
-            denominators: match call.gradient {
-                Some(_) => self.denominators(&targets, weights, rows),
-                None => (1.0, 1.0),
-            },
-            argmax,
-        };
+        let mut config = self.config::<T::Real>(vocab, first_class)?;
+        config.argmax = argmax;
+        if call.gradient.is_some() {
+            config.denominators = self.denominators(&targets, config.weights, rows);
+        }
         let mut gradient = call.gradient;
         let columns = call.logits.and_then(|logits| logits.columns());
         let to = gradient.as_mut().and_then(|gradient| {
@@ -639,6 +628,58 @@ impl<'w> CrossEntropy<'w> {
         };
         columns::run(kernels, job, columns, to);
         Ok(())
+    }
+
+    /// For a vocabulary of so many classes, for the forward pass.
+    pub(crate) fn config<R: Real>(
+        &self,
+        vocab: usize,
+        first_class: usize,
+    ) -> Result<Config<'_, R>, Error> {
+        let weights = match self.class_weights {
+            Some(weights) => Some(R::of(weights).ok_or(Error::Precision {
+                what: "class_weights",
+                needed: R::PRECISION,
+                given: weights.precision(),
+            })?),
+            None => None,
+        };
+        Ok(Config {
+            transform: self.transform(),
+            smoothing: self.label_smoothing,
+            z_loss: self.z_loss,
+            weights,
+            weight_sum: if weights.is_some() { self.weight_sum } else { vocab as f64 },
+            vocab,
+            first_class,
+            denominators: (1.0, 1.0),
+            argmax: false,
+        })
+    }
+
+    /// The numbers that processes which share the loss must have in common; not masks, and not the backend.
+    pub(crate) fn common(&self) -> [u64; 9] {
+        let (kind, over) = match self.reduction {
+            Reduction::Sum => (0, 0.0),
+            Reduction::Mean => (1, 0.0),
+            Reduction::MeanOver(count) => (2, count),
+        };
+        let cap = self.softcap.map_or(0.0, |softcap| softcap.cap);
+        let kept = self.softcap.is_some_and(|softcap| softcap.keep_infinite);
+        let zero = self.empty_mean == EmptyMean::Zero;
+        let flags = [kept, zero, self.ignore_index.is_some()];
+        let flags = flags.iter().fold(kind, |bits, &flag| bits << 1 | u64::from(flag));
+        [
+            flags,
+            self.ignore_index.unwrap_or(0) as u64,
+            over.to_bits(),
+            self.label_smoothing.to_bits(),
+            self.z_loss.to_bits(),
+            self.logit_scale.to_bits(),
+            self.temperature.to_bits(),
+            cap.to_bits(),
+            self.token_weights.map_or(0, |weights| weights.len() as u64 + 1),
+        ]
     }
 
     /// Whether the loss is that of the forward kernel.
@@ -686,7 +727,7 @@ impl<'w> CrossEntropy<'w> {
     }
 
     #[inline]
-    fn check_reduction(&self) -> Result<(), Error> {
+    pub(crate) fn check_reduction(&self) -> Result<(), Error> {
         match self.reduction {
             Reduction::MeanOver(count) if !(count > 0.0 && count.is_finite()) => {
                 Err(Error::Count { count: count.to_string() })
@@ -695,7 +736,7 @@ impl<'w> CrossEntropy<'w> {
         }
     }
 
-    fn check_options(&self, rows: usize, vocab: usize) -> Result<(), Error> {
+    pub(crate) fn check_options(&self, rows: usize, vocab: usize) -> Result<(), Error> {
         let number = |option, value: f64, allowed: bool, range| {
             if allowed {
                 Ok(())
@@ -730,6 +771,8 @@ pub(crate) struct Call<'a, T: Element> {
     pub(crate) out: RowSlices<'a, T::Real>,
     pub(crate) saved: Option<&'a [LogSumExp<T::Real>]>,
     pub(crate) gradient: Option<GradientRows<'a, T>>,
+    /// The first class of these, and how many there are in the whole vocabulary, if they are not all.
+    pub(crate) shard: Option<(usize, usize)>,
 }
 
 impl<'a, T: Element> Call<'a, T> {
@@ -740,7 +783,7 @@ impl<'a, T: Element> Call<'a, T> {
         out: RowSlices<'a, T::Real>,
         gradient: Option<GradientRows<'a, T>>,
     ) -> Self {
-        Call { logits, targets, out, saved: None, gradient }
+        Call { logits, targets, out, saved: None, gradient, shard: None }
     }
 
     fn shape(&self) -> (usize, usize) {
@@ -755,7 +798,7 @@ impl<'a, T: Element> Call<'a, T> {
         self.shape().0
     }
 
-    fn vocab(&self) -> usize {
+    pub(crate) fn vocab(&self) -> usize {
         self.shape().1
     }
 
@@ -764,16 +807,6 @@ impl<'a, T: Element> Call<'a, T> {
         if let Some(saved) = self.saved {
             Error::check_input("row statistics", saved.len(), rows)?;
         }
-        let Some(gradient) = &self.gradient else { return Ok(()) };
-        let shape = (gradient.to.rows(), gradient.to.vocab());
-        if shape != self.shape() {
-            return Err(Error::GradientShape { gradient: shape, logits: self.shape() });
-        }
-        match gradient.upstream {
-            train::UpstreamRows::Each(each) => {
-                Error::check_input("upstream gradients", each.len(), rows)
-            }
-            train::UpstreamRows::All(_) => Ok(()),
-        }
+        self.gradient.as_ref().map_or(Ok(()), |gradient| gradient.check(self.shape()))
     }
 }

@@ -264,6 +264,36 @@ pub enum Error {
         /// Those of the whole vocabulary.
         vocab: usize,
     },
+    /// What was merged is not the whole vocabulary.
+    #[error(
+        "row {row}: the shards that were merged have {classes} classes of a vocabulary of {vocab}"
+    )]
+    ShardClasses {
+        /// The row.
+        row: usize,
+        /// How many were merged.
+        classes: u64,
+        /// Those of the whole vocabulary.
+        vocab: usize,
+    },
+    /// The shards that were merged have as many classes as the vocabulary, but not each of them once.
+    #[error("row {row}: the shards that were merged leave a gap or overlap")]
+    ShardSeams {
+        /// The row.
+        row: usize,
+    },
+    /// Not one of the shards that were merged has the target, or more than one.
+    #[error(
+        "row {row}: {shards} of the shards that were merged have target {target}: they leave a gap or overlap"
+    )]
+    ShardTarget {
+        /// The row.
+        row: usize,
+        /// Its target.
+        target: usize,
+        /// How many have it.
+        shards: u32,
+    },
     /// Bytes that are no statistics of a row.
     #[error("these bytes are no statistics of a row, or of another version of this crate")]
     RowStatsBytes,

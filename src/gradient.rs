@@ -98,7 +98,11 @@ impl<'a, T> Gradient<'a, T> {
         self
     }
 
-    fn rows(self) -> GradientRows<'a, T> {
+    pub(crate) fn check(&self, logits: (usize, usize)) -> Result<(), Error> {
+        check(&self.to, &self.upstream.0, logits)
+    }
+
+    pub(crate) fn rows(self) -> GradientRows<'a, T> {
         let bytes = self.to.rows().saturating_mul(self.to.vocab()).saturating_mul(size_of::<T>());
         let store = match self.accumulate {
             true => Store::Add,
@@ -109,7 +113,30 @@ impl<'a, T> Gradient<'a, T> {
     }
 }
 
+impl<T> GradientRows<'_, T> {
+    /// That it goes with logits of that shape.
+    pub(crate) fn check(&self, logits: (usize, usize)) -> Result<(), Error> {
+        check(&self.to, &self.upstream, logits)
+    }
+}
+
+fn check<T>(
+    to: &LogitsMut<'_, T>,
+    upstream: &UpstreamRows<'_>,
+    logits: (usize, usize),
+) -> Result<(), Error> {
+    let gradient = (to.rows(), to.vocab());
+    if gradient != logits {
+        return Err(Error::GradientShape { gradient, logits });
+    }
+    match upstream {
+        UpstreamRows::Each(each) => Error::check_input("upstream gradients", each.len(), logits.0),
+        UpstreamRows::All(_) => Ok(()),
+    }
+}
+
 /// Bytes from which a gradient is written past the caches: what comes next would not find it there.
+/// `STREAM` of `bindings/candle/src/op.rs` is the same number.
 const STREAM: usize = 32 << 20;
 
 impl CrossEntropy<'_> {
@@ -235,6 +262,9 @@ impl CrossEntropy<'_> {
     }
 }
 
-fn in_place<'a, T>(to: LogitsMut<'a, T>, upstream: Upstream<'a>) -> Option<GradientRows<'a, T>> {
+pub(crate) fn in_place<'a, T>(
+    to: LogitsMut<'a, T>,
+    upstream: Upstream<'a>,
+) -> Option<GradientRows<'a, T>> {
     Some(GradientRows { to, upstream: upstream.0, store: Store::Plain })
 }

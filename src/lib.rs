@@ -6,6 +6,7 @@
 mod allowed;
 mod backend;
 mod bias;
+mod bytes;
 mod columns;
 mod compare;
 mod comparison;
@@ -18,6 +19,7 @@ mod gradient;
 mod kernel;
 mod logits;
 mod logprobs;
+mod loss_stats;
 mod math;
 #[cfg(feature = "serde")]
 pub mod openai;
@@ -27,6 +29,7 @@ mod rows;
 mod sample;
 mod saved;
 mod sequences;
+mod sharded;
 mod simd;
 mod softmax;
 mod targets;
@@ -35,6 +38,11 @@ mod targets;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/layouts.md")]
 struct Layouts;
+
+/// Its examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/mpi.md")]
+struct Mpi;
 
 pub use allowed::AllowedTokens;
 pub use backend::Backend;
@@ -50,11 +58,13 @@ pub use gradient::{Gradient, Upstream};
 pub use half::{bf16, f16};
 pub use logits::{Logits, LogitsMut};
 pub use logprobs::{LogProbs, Shard, TokenLogProbs, TokenOutputs};
+pub use loss_stats::LossStats;
 pub use row_stats::{RowStats, TopToken};
 pub use rows::on_calling_thread;
 pub use sample::{Sample, Sampler};
 pub use saved::LogSumExp;
 pub use sequences::SequenceScore;
+pub use sharded::ShardedCrossEntropy;
 pub use softmax::Softmax;
 pub use targets::{Ids, ShiftedIds, SparseProbs, Targets};
 

@@ -405,9 +405,10 @@ impl<'a> LogProbs<'a> {
             Some(Targets::Shifted(ids)) => {
                 Some(TargetRows::shifted(ids, self.ignore_index, rows, vocab)?)
             }
-            Some(_) => {
-                let (option, value) = ("targets", "probabilities".to_owned());
-                return Err(Error::Option { option, value, range: "a class id per row" });
+            Some(others) => {
+                // An error, as there are no other ids.
+                others.ids_only()?;
+                None
             }
         };
         let temperature = self.temperature;
@@ -451,8 +452,8 @@ impl<'a> LogProbs<'a> {
 /// A part of a vocabulary, from class `first` on: of as many classes as the logits that go with it.
 #[derive(Clone, Copy, Debug)]
 pub struct Shard<'a> {
-    first: usize,
-    vocab: usize,
+    pub(crate) first: usize,
+    pub(crate) vocab: usize,
     target_logits: Option<&'a [f32]>,
 }
 

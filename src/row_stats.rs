@@ -1,12 +1,12 @@
 //! Statistics of a row, or of a part of one, that can be merged.
 #![forbid(unsafe_code)]
 
+use crate::bytes::{In, Out, total_bytes};
 use crate::kernel::logprobs::Wanted;
 use crate::kernel::sum;
 use crate::kernel::top::{MAX_TOP_K, Top};
 use crate::kernel::total::Total;
 use crate::logprobs::{Found, rounded};
-use crate::math::exact::ExactSum;
 use crate::{Error, LogSumExp, math};
 
 /// No token.
@@ -424,20 +424,20 @@ impl RowStats {
 /// Of the format of [`RowStats::to_bytes`], its first byte.
 const VERSION: u8 = 1;
 
-/// The bytes of a [`Total`].
-const TOTAL: usize = 4 + 4 + 1 + 3 * ExactSum::BYTES;
+/// Of a [`Total`]: with both moments.
+const SUMS: usize = 3;
 
 impl RowStats {
     /// The size of [`RowStats::to_bytes`].
-    pub const BYTES: usize = 1 + 2 * TOTAL + 4 * 6 + 8 * 2 + 16 + 1 + 4 + 8 * MAX_TOP_K;
+    pub const BYTES: usize = 1 + 2 * total_bytes(SUMS) + 4 * 6 + 8 * 2 + 16 + 1 + 4 + 8 * MAX_TOP_K;
 
     /// Everything, in little-endian order on every machine. The format is that of this version of the crate.
     pub fn to_bytes(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         let mut out = Out(&mut bytes);
         out.put([VERSION]);
-        out.total(&self.all);
-        out.total(&self.tail);
+        out.total(&self.all, SUMS);
+        out.total(&self.tail, SUMS);
         for x in [self.best, self.target] {
             out.put(x.to_le_bytes());
         }
@@ -474,87 +474,33 @@ impl RowStats {
     /// # Ok::<(), xent::Error>(())
     /// ```
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Result<RowStats, Error> {
-        In(bytes).row_stats().ok_or(Error::RowStatsBytes)
-    }
-}
-
-struct Out<'a>(&'a mut [u8]);
-
-impl Out<'_> {
-    fn put<const N: usize>(&mut self, bytes: [u8; N]) {
-        let (to, rest) = std::mem::take(&mut self.0).split_at_mut(N);
-        to.copy_from_slice(&bytes);
-        self.0 = rest;
+        Self::read(In(bytes)).ok_or(Error::RowStatsBytes)
     }
 
-    fn total(&mut self, total: &Total) {
-        self.put(total.origin.to_le_bytes());
-        self.put(total.exponent.to_le_bytes());
-        let flags = [total.fused, total.nan, total.inf];
-        self.put([flags.iter().fold(0, |bits, &flag| bits << 1 | u8::from(flag))]);
-        for sum in total.sums {
-            self.put(sum.to_bytes());
-        }
-    }
-}
-
-struct In<'a>(&'a [u8]);
-
-impl In<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (bytes, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(*bytes)
-    }
-
-    fn f32(&mut self) -> Option<f32> {
-        self.take().map(f32::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    fn total(&mut self) -> Option<Total> {
-        let (origin, exponent, [flags]) = (self.f32()?, self.f32()?, self.take()?);
-        let mut total = Total { origin, exponent, ..Total::empty(flags & 4 != 0) };
-        (total.nan, total.inf) = (flags & 2 != 0, flags & 1 != 0);
-        for sum in &mut total.sums {
-            *sum = ExactSum::from_bytes(&self.take()?)?;
-        }
-        let is_exponent = exponent == f32::NEG_INFINITY
-            || exponent.abs() <= 1_048_576.0 && exponent.round_ties_even() == exponent;
-        (flags < 8 && origin.is_finite() && is_exponent).then_some(total)
-    }
-
-    fn row_stats(&mut self) -> Option<RowStats> {
-        if self.take()? != [VERSION] {
+    fn read(mut from: In<'_>) -> Option<RowStats> {
+        if from.take()? != [VERSION] {
             return None;
         }
-        let (all, tail) = (self.total()?, self.total()?);
-        let [best, target] = [self.f32()?, self.f32()?];
+        let (all, tail) = (from.total(SUMS)?, from.total(SUMS)?);
+        let [best, target] = [from.f32()?, from.f32()?];
         let [best_id, target_id, first_id, nan_id] =
-            [self.u32()?, self.u32()?, self.u32()?, self.u32()?];
-        let [ge, gt] = [self.u64()?, self.u64()?];
+            [from.u32()?, from.u32()?, from.u32()?, from.u32()?];
+        let [ge, gt] = [from.u64()?, from.u64()?];
         let drawn = Drawn {
-            score: self.take().map(f64::from_le_bytes)?,
-            id: self.u32()?,
-            logit: self.f32()?,
+            score: from.take().map(f64::from_le_bytes)?,
+            id: from.u32()?,
+            logit: from.f32()?,
         };
-        let [has] = self.take()?;
-        let k = usize::from(self.take().map(u16::from_le_bytes)?);
-        let len = usize::from(self.take().map(u16::from_le_bytes)?);
+        let [has] = from.take()?;
+        let k = usize::from(from.take().map(u16::from_le_bytes)?);
+        let len = usize::from(from.take().map(u16::from_le_bytes)?);
         let counts_fit = ge < 1 << 62 && gt < 1 << 62;
         if has > HAS_ALL || k > MAX_TOP_K || len > k || !counts_fit || best.is_nan() {
             return None;
         }
         let mut top = Top::new(k);
         for _ in 0..len {
-            let (value, id) = (self.f32()?, self.u32()?);
+            let (value, id) = (from.f32()?, from.u32()?);
             top.insert(value, id);
         }
         top.sort();

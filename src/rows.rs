@@ -5,6 +5,7 @@ use crate::kernel::double::compare;
 use crate::kernel::forward::Row;
 use crate::kernel::train::{GradientRows, Trained, UpstreamRows};
 use crate::kernel::{forward, softmax, train};
+use crate::loss_stats::LossStats;
 use crate::saved::LogSumExp;
 use crate::{Element, Error, Real};
 use std::cell::Cell;
@@ -121,6 +122,8 @@ pub(crate) struct RowSlices<'a, R> {
     pub(crate) argmax: Option<&'a mut [i64]>,
     pub(crate) z_losses: Option<&'a mut [R]>,
     pub(crate) saved: Option<&'a mut [LogSumExp<R>]>,
+    /// Instead of losses, of a shard.
+    pub(crate) stats: Option<&'a mut [LossStats]>,
 }
 
 impl<R> Default for RowSlices<'_, R> {
@@ -133,6 +136,7 @@ impl<R> Default for RowSlices<'_, R> {
             argmax: None,
             z_losses: None,
             saved: None,
+            stats: None,
         }
     }
 }
@@ -153,6 +157,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
             ("argmax", self.argmax.as_ref().map(|x| x.len())),
             ("z_losses", self.z_losses.as_ref().map(|x| x.len())),
             ("saved", self.saved.as_ref().map(|x| x.len())),
+            ("stats", self.stats.as_ref().map(|x| x.len())),
         ];
         for (output, len) in lengths {
             if let Some(len) = len.filter(|&len| len != rows) {
@@ -170,6 +175,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
         let (argmax_a, argmax_b) = split(self.argmax, row);
         let (z_losses_a, z_losses_b) = split(self.z_losses, row);
         let (saved_a, saved_b) = split(self.saved, row);
+        let (stats_a, stats_b) = split(self.stats, row);
         let a = RowSlices {
             rows: rows_a,
             losses: losses_a,
@@ -178,6 +184,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
             argmax: argmax_a,
             z_losses: z_losses_a,
             saved: saved_a,
+            stats: stats_a,
         };
         let b = RowSlices {
             rows: rows_b,
@@ -187,6 +194,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
             argmax: argmax_b,
             z_losses: z_losses_b,
             saved: saved_b,
+            stats: stats_b,
         };
         (a, b)
     }
@@ -199,7 +207,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
 
     /// Whether something is asked for that only the training kernels yield.
     pub(crate) fn wants_training(&self) -> bool {
-        self.z_losses.is_some() || self.saved.is_some()
+        self.z_losses.is_some() || self.saved.is_some() || self.stats.is_some()
     }
 
     /// One row, rounded to the type of the outputs.
@@ -228,7 +236,7 @@ impl<'a, R: Real> RowSlices<'a, R> {
     pub(crate) fn write_trained(
         &mut self,
         i: usize,
-        Trained { row, lse, argmax }: Trained,
+        Trained { row, lse, argmax, .. }: Trained,
         saved: LogSumExp<R>,
     ) {
         if let Some(out) = &mut self.z_losses {
@@ -242,6 +250,9 @@ impl<'a, R: Real> RowSlices<'a, R> {
 
     #[inline(always)]
     pub(crate) fn write_ignored(&mut self, i: usize) {
+        if let Some(out) = &mut self.stats {
+            out[i] = LossStats::default();
+        }
         if let Some(out) = &mut self.z_losses {
             out[i] = R::from_f64(0.0);
         }

@@ -328,7 +328,18 @@ pub(crate) enum RowTarget<'a, R> {
     Probs(Given<'a, R>),
 }
 
-impl Targets<'_> {
+impl<'a> Targets<'a> {
+    /// For what probabilities are of no use to.
+    pub(crate) fn ids_only(self) -> Result<Self, Error> {
+        match self {
+            Targets::Ids(_) | Targets::Shifted(_) => Ok(self),
+            Targets::Probs(_) | Targets::Sparse(_) => {
+                let (option, value) = ("targets", "probabilities".to_owned());
+                Err(Error::Option { option, value, range: "a class id per row" })
+            }
+        }
+    }
+
     /// That there are as many as rows of so many classes take, which bounds the number of rows by memory
     /// that exists, unless rows take none.
     pub(crate) fn check_len(&self, rows: usize, vocab: usize) -> Result<(), Error> {

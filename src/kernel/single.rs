@@ -53,27 +53,30 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
         transform: &Transform<'_>,
         smoothing: Option<Weights<'_, f32>>,
     ) -> Pass {
-        let (z, slope) =
-            x.get(class).map_or((f32::NAN, 0.0), |&x| stage_one(s, transform, class, x));
-        let mut extra = smoothing.map(|Weights(weights)| Differences::<S>::new(s, z, weights));
+        let skip = Some(class).filter(|&class| class < x.len());
+        let one = skip.map(|class| stage_one(s, transform, class, x[class]));
+        let (z, slope) = one.unwrap_or((0.0, 0.0));
+        let from = one.map(|(z, _)| z);
+        let mut extra = smoothing.map(|Weights(weights)| Differences::<S>::new(s, from, weights));
         let sum = match T::as_f32(x) {
             Some(x) if transform.is_identity() => {
-                sum::row_and::<S, f32, { sum::PLAIN }>(s, x, Some(class), &mut extra).sum
+                sum::row_and::<S, f32, { sum::PLAIN }>(s, x, skip, &mut extra).sum
             }
-            _ => sum::transformed_row_and(s, x, Some(class), transform, &mut extra),
+            _ => sum::transformed_row_and(s, x, skip, transform, &mut extra),
         };
         let nll = sum.loss(S::FUSED, z);
         let mut differences = extra.map_or(0.0, |extra| extra.sum(s));
         if let Some(Weights(weights)) = smoothing
             && !differences.is_finite()
             && z.is_finite()
-            && !nll.is_nan()
+            && !sum.is_poisoned()
         {
-            differences = far_apart(s, x, z, differences, transform, weights);
+            differences = far_apart(s, x, z, transform, weights);
         }
         Pass {
             nll,
             lse: sum.lse_with(S::FUSED, z, nll),
+            sum,
             z: f64::from(z),
             slope: f64::from(slope),
             differences,
@@ -141,23 +144,18 @@ pub(crate) fn saved(lse: Lse) -> LogSumExp<f32> {
     LogSumExp { hi, lo: lo as f32 }
 }
 
-/// `sum(w (z - from))` in `f64`, for logits that are too far apart for [`Differences`]; `masked` if it is a
-/// mask that they are infinite for.
+/// `sum(w (z - from))` in `f64`, for logits that are too far apart for [`Differences`]; infinite for a mask.
 #[inline(always)]
 fn far_apart<S: Simd, T: Lane>(
     s: S,
     x: &[T],
     from: f32,
-    masked: f64,
     transform: &Transform<'_>,
     weights: Option<&[f32]>,
 ) -> f64 {
     let mut sum = 0.0;
     for (j, &x) in x.iter().enumerate() {
         let (z, _) = stage_one(s, transform, j, x);
-        if !z.is_finite() {
-            return masked;
-        }
         let weight = weights.map_or(1.0, |weights| f64::from(weights[j]));
         sum += weight * (f64::from(z) - f64::from(from));
     }

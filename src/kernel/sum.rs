@@ -631,14 +631,15 @@ impl<S: Simd, T> Extra<S, T> for () {
 /// `sum(x - from)`, or with weights `sum(w (x - from))`: of differences, as logits may be large and close
 /// to each other.
 pub(crate) struct Differences<'a, S: Simd> {
-    from: f32,
+    /// `None`: the logits themselves, each added in `f64`.
+    from: Option<f32>,
     weights: Option<&'a [f32]>,
     sums: S::Wide,
 }
 
 impl<'a, S: Simd> Differences<'a, S> {
     #[inline(always)]
-    pub(crate) fn new(s: S, from: f32, weights: Option<&'a [f32]>) -> Self {
+    pub(crate) fn new(s: S, from: Option<f32>, weights: Option<&'a [f32]>) -> Self {
         Differences { from, weights, sums: s.wide_zero() }
     }
 
@@ -650,8 +651,7 @@ impl<'a, S: Simd> Differences<'a, S> {
     /// Two sums, of every other pair of vectors. In the same order as with weights: weights of 1 change no
     /// bit.
     #[inline(always)]
-    fn step(&self, s: S, (ab, cd): (S::V, S::V), step: &Step) -> (S::V, S::V) {
-        let from = s.splat(self.from);
+    fn step(s: S, from: S::V, (ab, cd): (S::V, S::V), step: &Step) -> (S::V, S::V) {
         let ab = s.add(ab, s.sub(s.load(&step[0]), from));
         let cd = s.add(cd, s.sub(s.load(&step[2]), from));
         let ab = s.add(ab, s.sub(s.load(&step[1]), from));
@@ -660,8 +660,13 @@ impl<'a, S: Simd> Differences<'a, S> {
     }
 
     #[inline(always)]
-    fn weighted_step(&self, s: S, (ab, cd): (S::V, S::V), step: &Step, w: &Step) -> (S::V, S::V) {
-        let from = s.splat(self.from);
+    fn weighted_step(
+        s: S,
+        from: S::V,
+        (ab, cd): (S::V, S::V),
+        step: &Step,
+        w: &Step,
+    ) -> (S::V, S::V) {
         let ab = s.mul_add(s.load(&w[0]), s.sub(s.load(&step[0]), from), ab);
         let cd = s.mul_add(s.load(&w[2]), s.sub(s.load(&step[2]), from), cd);
         let ab = s.mul_add(s.load(&w[1]), s.sub(s.load(&step[1]), from), ab);
@@ -675,23 +680,36 @@ impl<S: Simd> Extra<S> for Differences<'_, S> {
     fn block(&mut self, s: S, block: &[f32], start: usize) {
         let mut sums = (s.splat(0.0), s.splat(0.0));
         let (steps, rest) = as_steps(block);
+        let Some(anchor) = self.from else {
+            // Without an element that the others are likely to be near, differences in `f32` lose digits.
+            for step in steps {
+                for lanes in step {
+                    self.sums = s.wide_add(self.sums, s.load(lanes));
+                }
+            }
+            for lanes in &padded(rest, 0.0) {
+                self.sums = s.wide_add(self.sums, s.load(lanes));
+            }
+            return;
+        };
+        let from = s.splat(anchor);
         match self.weights {
             None => {
                 for step in steps {
-                    sums = self.step(s, sums, step);
+                    sums = Self::step(s, from, sums, step);
                 }
                 if !rest.is_empty() {
-                    sums = self.step(s, sums, &padded(rest, self.from));
+                    sums = Self::step(s, from, sums, &padded(rest, anchor));
                 }
             }
             Some(weights) => {
                 let (weights, weights_rest) = as_steps(&weights[start..][..block.len()]);
                 for (step, w) in steps.iter().zip(weights) {
-                    sums = self.weighted_step(s, sums, step, w);
+                    sums = Self::weighted_step(s, from, sums, step, w);
                 }
                 if !rest.is_empty() {
                     let w = padded(weights_rest, 0.0);
-                    sums = self.weighted_step(s, sums, &padded(rest, self.from), &w);
+                    sums = Self::weighted_step(s, from, sums, &padded(rest, anchor), &w);
                 }
             }
         }

@@ -6,9 +6,10 @@
 use super::forward::Row;
 use super::gradient::Store;
 use super::probs::Probs;
-use super::sum::Lse;
+use super::sum::{self, ExpSum, Lse};
 use super::transform::{Allowed, Transform};
 use crate::logits::{Logits, LogitsMut};
+use crate::loss_stats::LossStats;
 use crate::math;
 use crate::rows::RowSlices;
 use crate::saved::LogSumExp;
@@ -26,9 +27,58 @@ pub(crate) struct Config<'a, R> {
     pub(crate) weights: Option<&'a [R]>,
     /// Sum of the class weights, their number if there are none.
     pub(crate) weight_sum: f64,
+    /// Of the whole vocabulary, and where in it class 0 of the logits is.
+    pub(crate) vocab: usize,
+    pub(crate) first_class: usize,
     /// What gradients are divided by: that of the cross-entropy, and that of the z-loss.
     pub(crate) denominators: (f64, f64),
     pub(crate) argmax: bool,
+}
+
+impl<R> Config<'_, R> {
+    /// The loss of a row whose target is a class with that weight, without z-loss and token weight.
+    #[inline(always)]
+    pub(crate) fn class_loss(&self, weight: f64, pass: &Pass) -> f64 {
+        let loss = weight * pass.nll;
+        let e = self.smoothing;
+        if e == 0.0 {
+            return loss;
+        }
+        // -sum(w ln p) over all classes. Without a finite logit to take differences from, the part of
+        // the target is infinite.
+        let all = if pass.z == f64::NEG_INFINITY {
+            loss
+        } else {
+            self.weight_sum * pass.nll - pass.differences
+        };
+        (1.0 - e) * loss + e / self.vocab as f64 * all
+    }
+
+    /// What a row yields to a reduction.
+    #[inline(always)]
+    pub(crate) fn row(
+        &self,
+        loss: f64,
+        nll: f64,
+        weight: f64,
+        lse: &Lse,
+        token_weight: f64,
+        correct: bool,
+    ) -> Row {
+        let z_loss = match self.z_loss {
+            0.0 => 0.0,
+            factor => factor * lse.value() * lse.value(),
+        };
+        Row {
+            loss: token_weight * loss,
+            nll,
+            z_loss: token_weight * z_loss,
+            weight: token_weight * weight,
+            token_weight,
+            kept: true,
+            correct,
+        }
+    }
 }
 
 /// A group of rows, where they come from and where their results go.
@@ -66,7 +116,9 @@ pub(crate) struct Pass {
     /// Negative log-probability of that class.
     pub(crate) nll: f64,
     pub(crate) lse: Lse,
-    /// Its transformed logit, and the derivative of the softcap there.
+    /// Over the others, where rows are computed in `f32`.
+    pub(crate) sum: ExpSum,
+    /// Its transformed logit, and the derivative of the softcap there; 0 if it is not of this part.
     pub(crate) z: f64,
     pub(crate) slope: f64,
     /// `sum(w (z - z[class]))`, if it was asked for.
@@ -123,8 +175,8 @@ impl<'a> AllowedRows<'a> {
 ///
 /// Each is called in one place only: they are inlined, and every copy is compiled for every backend.
 pub(crate) trait RowKernel<S: Simd>: Element {
-    /// The pass over a row, `class` left out of the sum; with the sum of differences from it, times the
-    /// class weights, if `smoothing`.
+    /// The pass over a row, `class` left out of the sum if there is such a class; with the sum of differences from
+    /// it, times the class weights, if `smoothing`.
     fn pass(
         s: S,
         x: &[Self],
@@ -186,7 +238,7 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
             }
             continue;
         }
-        let gradient = job.gradient.as_mut().map(|gradient| RowGradient {
+        let mut gradient = job.gradient.as_mut().map(|gradient| RowGradient {
             to: gradient.to.row_mut(i),
             upstream: match gradient.upstream {
                 UpstreamRows::All(upstream) => upstream,
@@ -202,14 +254,35 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
             },
             x: job.logits.map(|logits| logits.row(i)),
             target,
+            first_class: job.config.first_class,
             token_weight: job.token_weights.map_or(1.0, |weights| weights.get(i)),
             saved: job.saved.map(|saved| T::lse(&saved[i])),
             stride,
         };
-        let trained = row.run(s, gradient);
-        if job.saved.is_none() {
-            let saved = T::saved(trained.lse);
-            job.out.write_trained(i, trained, saved);
+        // What is to be merged with other shards goes chunk by chunk, as their sums are merged exactly.
+        let (mut start, len, step) = match &mut job.out.stats {
+            Some(stats) => {
+                stats[i] = LossStats::empty(S::FUSED);
+                (0, row.x.map_or(0, <[T]>::len), sum::CHUNK)
+            }
+            None => (0, 0, usize::MAX),
+        };
+        loop {
+            let part = row.part(start, step);
+            let trained = part.run(s, gradient.take());
+            if let Some(stats) = &mut job.out.stats {
+                let first = part.first_class;
+                let classes = first..first + part.x.map_or(0, <[T]>::len);
+                let smoothed = job.config.smoothing != 0.0;
+                stats[i].add_part(classes, part.is_target_here(), &trained.pass, smoothed);
+            } else if job.saved.is_none() {
+                let saved = T::saved(trained.lse);
+                job.out.write_trained(i, trained, saved);
+            }
+            start = start.saturating_add(step);
+            if start >= len {
+                break;
+            }
         }
     }
     if job.gradient.as_ref().is_some_and(|gradient| gradient.store == Store::Stream) {
@@ -223,6 +296,7 @@ pub(crate) struct Trained {
     pub(crate) row: Row,
     pub(crate) lse: Lse,
     pub(crate) argmax: i64,
+    pub(crate) pass: Pass,
 }
 
 /// The gradient of one row: where it goes, and the upstream gradient of its loss.
@@ -239,6 +313,8 @@ struct OneRow<'a, T: Element> {
     /// `None`: the logits are where the gradient goes.
     x: Option<&'a [T]>,
     target: RowTarget<'a, T::Real>,
+    /// Where in the vocabulary its first class is: the target may be another's.
+    first_class: usize,
     token_weight: f64,
     saved: Option<Lse>,
     /// From an element to the same one of the next row.
@@ -256,6 +332,30 @@ struct Terms<'a, R> {
 }
 
 impl<T: Element> OneRow<'_, T> {
+    /// `len` classes from `start` on, a multiple of 32 as masks have words of as many.
+    #[inline(always)]
+    fn part(&self, start: usize, len: usize) -> OneRow<'_, T> {
+        let allowed = self.transform.allowed.map(|Allowed(words)| Allowed(&words[start / 32..]));
+        OneRow {
+            x: self.x.map(|x| &x[start..x.len().min(start.saturating_add(len))]),
+            transform: Transform { allowed, ..self.transform },
+            first_class: self.first_class + start,
+            ..*self
+        }
+    }
+
+    /// Where a target is among these classes, or beyond their end if it is not.
+    #[inline(always)]
+    fn class(&self, target: usize) -> usize {
+        target.wrapping_sub(self.first_class)
+    }
+
+    #[inline(always)]
+    fn is_target_here(&self) -> bool {
+        let len = self.x.map_or(0, <[T]>::len);
+        matches!(self.target, RowTarget::Class(target) if self.class(target) < len)
+    }
+
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, gradient: Option<RowGradient<'_, T>>) -> Trained
     where
@@ -280,15 +380,20 @@ impl<T: Element> OneRow<'_, T> {
         // A distribution that the model is sure of keeps the digits of its loss if the largest class is
         // left out of the sum. Transforms are monotone: they do not change which it is.
         let class = match self.target {
-            RowTarget::Class(class) => class,
+            RowTarget::Class(target) => self.class(target),
             _ => largest,
         };
         let smoothed = (smoothing != 0.0 && is_class).then_some(Weights(weights));
         let pass = match self.saved {
             None => T::pass(s, x, class, transform, smoothed),
             Some(lse) => {
-                let (z, slope) = T::transform(s, transform, class, x[class]);
-                Pass { nll: (lse.hi - z) + lse.lo, lse, z, slope, differences: 0.0 }
+                // Without the target among the classes there is nothing to subtract from its probability.
+                let (z, slope) = match x.get(class) {
+                    Some(&x) => T::transform(s, transform, class, x),
+                    None => (f64::NAN, 0.0),
+                };
+                let nll = (lse.hi - z) + lse.lo;
+                Pass { nll, lse, sum: ExpSum::EMPTY, z, slope, differences: 0.0 }
             }
         };
         let lse = pass.lse;
@@ -310,10 +415,10 @@ impl<T: Element> OneRow<'_, T> {
         } else {
             weight = weights.map_or(1.0, |weights| weights[class].into());
             nll = pass.nll;
-            loss = self.class_loss(x.len(), weight, &pass);
+            loss = self.config.class_loss(weight, &pass);
             terms = gradient
                 .as_ref()
-                .map(|gradient| self.class_terms(x.len(), class, weight, &pass, gradient.upstream));
+                .map(|gradient| self.class_terms(class, weight, &pass, gradient.upstream));
         }
         let mut best = largest;
         if self.config.argmax
@@ -325,7 +430,9 @@ impl<T: Element> OneRow<'_, T> {
         }
         let to_be = || probs.as_ref().map_or(Some(class), Probs::most_probable);
         if let Some((terms, RowGradient { to, store, .. })) = terms.zip(gradient) {
-            let at_target = terms.at_target.filter(|_| lse.value().is_finite());
+            let len = to.len();
+            let at_target =
+                terms.at_target.filter(|&(class, _)| class < len && lse.value().is_finite());
             let old = at_target.filter(|_| store == Store::Add).map(|(class, _)| to[class]);
             // While gradients are computed from the cache, memory has time for the next row.
             let ahead = if self.saved.is_some() { AHEAD } else { self.stride };
@@ -339,40 +446,13 @@ impl<T: Element> OneRow<'_, T> {
                 to[class] = T::rounded(g, old);
             }
         }
-        let z_loss = match self.config.z_loss {
-            0.0 => 0.0,
-            factor => factor * lse.value() * lse.value(),
-        };
+        let is_correct = self.config.argmax && to_be() == Some(best);
         Trained {
-            row: Row {
-                loss: self.token_weight * loss,
-                nll,
-                z_loss: self.token_weight * z_loss,
-                weight: self.token_weight * weight,
-                token_weight: self.token_weight,
-                kept: true,
-                correct: self.config.argmax && to_be() == Some(best),
-            },
+            row: self.config.row(loss, nll, weight, &lse, self.token_weight, is_correct),
             lse,
             argmax: best as i64,
+            pass,
         }
-    }
-
-    #[inline(always)]
-    fn class_loss(&self, vocab: usize, weight: f64, pass: &Pass) -> f64 {
-        let loss = weight * pass.nll;
-        let e = self.config.smoothing;
-        if e == 0.0 {
-            return loss;
-        }
-        // -sum(w ln p) over all classes. Without a finite logit to take differences from, the part of
-        // the target is infinite.
-        let all = if pass.z == f64::NEG_INFINITY {
-            loss
-        } else {
-            self.config.weight_sum * pass.nll - pass.differences
-        };
-        (1.0 - e) * loss + e / vocab as f64 * all
     }
 
     /// What the gradient of the cross-entropy is multiplied by, and the part of the factor of `p` that the
@@ -391,7 +471,6 @@ impl<T: Element> OneRow<'_, T> {
     #[inline(always)]
     fn class_terms<'a>(
         &'a self,
-        vocab: usize,
         class: usize,
         weight: f64,
         pass: &Pass,
@@ -405,7 +484,7 @@ impl<T: Element> OneRow<'_, T> {
         let mut at_target = -target * math::one_minus_exp_neg(pass.nll);
         let mut each = 0.0;
         if e != 0.0 {
-            each = up * e / vocab as f64;
+            each = up * e / self.config.vocab as f64;
             rest += each * weight_sum;
             at_target -= each * weight;
         }

@@ -4,7 +4,7 @@ use super::grad::{Place, ScaledExp, Subtract, scaled_exp};
 use super::{scan, sum};
 use crate::kernel::gradient::Store;
 use crate::kernel::probs::Probs;
-use crate::kernel::sum::{BLOCK, Lse, ranges};
+use crate::kernel::sum::{BLOCK, ExpSum, Lse, ranges};
 use crate::kernel::train::{self, Minus, Pass, RowKernel, Weights};
 use crate::kernel::transform::{Allowed, Staged, Transform};
 use crate::saved::LogSumExp;
@@ -20,7 +20,8 @@ impl<S: Simd> RowKernel<S> for f64 {
         smoothing: Option<Weights<'_, f64>>,
     ) -> Pass {
         let (z, slope) = x.get(class).map_or((f64::NAN, 0.0), |&x| transform.one(class, x));
-        let sum = sum::transformed_row(s, x, Some(class), transform);
+        let skip = Some(class).filter(|&class| class < x.len());
+        let sum = sum::transformed_row(s, x, skip, transform);
         let mut differences = 0.0;
         if let Some(Weights(weights)) = smoothing {
             let mut staged = Staged([0.0; BLOCK]);
@@ -36,7 +37,7 @@ impl<S: Simd> RowKernel<S> for f64 {
         }
         let (nll, _) = sum.loss_parts(z);
         let (hi, lo) = sum.lse_with(z);
-        Pass { nll, lse: Lse { hi, lo }, z, slope, differences }
+        Pass { nll, lse: Lse { hi, lo }, sum: ExpSum::EMPTY, z, slope, differences }
     }
 
     #[inline(always)]
