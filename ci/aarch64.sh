@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole test suite on 64-bit Arm, emulated on an x86-64 Debian (12 or later, with its security
+# The tests of the crate and of its command on 64-bit Arm, emulated on an x86-64 Debian (12 or later, with its security
 # updates). What is missing is installed, which takes root and adds arm64 to the architectures of dpkg.
 # Never skips: without the tools, or if the neon backend did not run, it fails.
 set -euo pipefail
@@ -72,7 +72,7 @@ done
 
 mkdir -p "$CARGO_TARGET_DIR"
 log=$CARGO_TARGET_DIR/tests.log
-"$cargo" test --workspace --target "$target" "${options[@]}" -- --show-output 2>&1 | tee "$log" ||
+"$cargo" test -p xent -p xent-cli --target "$target" "${options[@]}" -- --show-output 2>&1 | tee "$log" ||
     fail "the tests failed on $target"
 
 # The binary with the most kernels in it; dependencies that are not optimized have intrinsics of their own.
