@@ -3,7 +3,7 @@
 
 use crate::columns;
 use crate::kernel::double::compare::{Job, Outputs};
-use crate::targets::TargetRows;
+use crate::targets::{Ignored, TargetRows};
 use crate::{AllowedTokens, Backend, Comparison, Element, Error, Logits, Targets};
 
 /// Two matrices of logits compared, row by row: how far a model Q (`other`: quantised, distilled, fine-tuned) is
@@ -40,7 +40,8 @@ use crate::{AllowedTokens, Backend, Comparison, Element, Error, Logits, Targets}
 ///   as 0.
 /// - If either row has a NaN or +inf, or nothing but -inf, or no classes, all results of the pair are NaN. Whether
 ///   the most probable class is the same is known all the same: a NaN is the largest.
-/// - Rows whose target is `ignore_index` have 0 and `false`, and are not read, unless their classes lie apart.
+/// - Rows whose target is `ignore_index`, or one of `ignore_indices`, have 0 and `false`, and are not
+///   read, unless their classes lie apart.
 ///
 /// # Example
 /// ```
@@ -65,7 +66,7 @@ use crate::{AllowedTokens, Backend, Comparison, Element, Error, Logits, Targets}
 #[derive(Clone, Copy, Debug)]
 pub struct Compare<'a> {
     targets: Option<Targets<'a>>,
-    ignore_index: Option<i64>,
+    ignored: Ignored<'a>,
     temperature: f64,
     beta: f64,
     allowed_tokens: Option<AllowedTokens<'a>>,
@@ -156,7 +157,7 @@ impl<'a> Compare<'a> {
     pub const fn new() -> Self {
         Compare {
             targets: None,
-            ignore_index: Some(-100),
+            ignored: Ignored::one(-100),
             temperature: 1.0,
             beta: 0.5,
             allowed_tokens: None,
@@ -170,15 +171,36 @@ impl<'a> Compare<'a> {
         self
     }
 
-    /// The target of rows to leave out.
+    /// The target of rows to leave out, the only one: see [`Compare::ignore_indices`] for several. It may
+    /// be a class.
     pub const fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = Some(ignore_index);
+        self.ignored = Ignored::one(ignore_index);
+        self
+    }
+
+    /// The targets of rows to leave out, -100 only if it is among them. They should be a short list, as
+    /// [`CrossEntropy::ignore_indices`](crate::CrossEntropy::ignore_indices).
+    ///
+    /// ```
+    /// use xent::{Compare, CompareOutputs, Logits};
+    ///
+    /// const PAD: i64 = 0;
+    /// const END: i64 = 1;
+    /// let (p, q) = ([0.0_f32; 9], [0.0_f32, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 5.0, 0.0]);
+    /// let (p, q) = (Logits::new(&p, 3, 3)?, Logits::new(&q, 3, 3)?);
+    /// let compare = Compare::new().targets(&[2, END, PAD]).ignore_indices(&[PAD, END]);
+    /// let all = compare.evaluate(p, q, CompareOutputs::new())?;
+    /// assert_eq!((all.count(), all.ignored(), all.mean_kl().value), (1, 2, 0.0));
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub const fn ignore_indices(mut self, ids: &'a [i64]) -> Self {
+        self.ignored = Ignored::all(ids);
         self
     }
 
     /// No row is left out: every target has to be a class.
     pub const fn no_ignore_index(mut self) -> Self {
-        self.ignore_index = None;
+        self.ignored = Ignored::NONE;
         self
     }
 
@@ -331,11 +353,9 @@ impl<'a> Compare<'a> {
     fn checked_targets(&self, rows: usize, vocab: usize) -> Result<Option<TargetRows<'a>>, Error> {
         match self.targets {
             None => Ok(None),
-            Some(Targets::Ids(ids)) => {
-                TargetRows::new(ids, self.ignore_index, rows, vocab).map(Some)
-            }
+            Some(Targets::Ids(ids)) => TargetRows::new(ids, self.ignored, rows, vocab).map(Some),
             Some(Targets::Shifted(ids)) => {
-                TargetRows::shifted(ids, self.ignore_index, rows, vocab).map(Some)
+                TargetRows::shifted(ids, self.ignored, rows, vocab).map(Some)
             }
             Some(Targets::Probs(_) | Targets::Sparse(_)) => Err(Error::ComparedProbs),
         }

@@ -53,7 +53,7 @@ fn moments(values: impl Iterator<Item = f64> + Clone) -> (f64, f64, f64) {
 /// made by [`Compare::evaluate`](crate::Compare::evaluate).
 ///
 /// It keeps the values of each row, 8 bytes without and 32 with targets, as percentiles need all of them.
-/// Statistics are over the kept rows, those whose target is not `ignore_index`, in row order. Standard errors
+/// Statistics are over the kept rows, those whose target is not ignored, in row order. Standard errors
 /// of fewer than two rows are NaN, where llama.cpp has 0 for ten or fewer.
 ///
 /// The default is that of no rows, to append to.

@@ -9,7 +9,7 @@ use crate::kernel::train::{self, Config, GradientRows};
 use crate::kernel::transform::{Softcap, Transform};
 use crate::rows::RowSlices;
 use crate::saved::LogSumExp;
-use crate::targets::{AnyTargets, TargetRows};
+use crate::targets::{AnyTargets, Ignored, TargetRows};
 use crate::{AllowedTokens, Backend, Element, Error, Evaluation, Floats, Logits, Real, Targets};
 
 /// How the losses of the kept rows become one number.
@@ -113,8 +113,9 @@ pub enum EmptyMean {
 /// # Special values
 /// - -inf is a mask: probability 0, exactly. As the target's logit it makes the loss +inf.
 /// - A row with a NaN or +inf, or with nothing but -inf, has loss NaN; other rows are not affected.
-/// - Rows whose target is `ignore_index` have loss 0, log-probability 0, logsumexp 0, argmax -1. Nothing is
-///   computed from them; they are never read, unless their classes lie apart.
+/// - Rows whose target is `ignore_index`, or one of `ignore_indices`, have loss 0, log-probability 0,
+///   logsumexp 0, argmax -1. Nothing is computed from them; they are never read, unless their classes
+///   lie apart.
 ///
 /// # Example
 /// ```
@@ -132,7 +133,7 @@ pub enum EmptyMean {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct CrossEntropy<'a> {
-    pub(crate) ignore_index: Option<i64>,
+    pub(crate) ignored: Ignored<'a>,
     pub(crate) reduction: Reduction,
     pub(crate) empty_mean: EmptyMean,
     backend: Option<Backend>,
@@ -242,7 +243,7 @@ impl<'w> CrossEntropy<'w> {
     /// weights, no smoothing, no z-loss, logits as they are.
     pub const fn new() -> Self {
         CrossEntropy {
-            ignore_index: Some(-100),
+            ignored: Ignored::one(-100),
             reduction: Reduction::Mean,
             empty_mean: EmptyMean::Nan,
             backend: None,
@@ -258,17 +259,42 @@ impl<'w> CrossEntropy<'w> {
         }
     }
 
-    /// The target of rows to leave out. It is compared before targets are checked for range, and
-    /// may itself be a class. With probability targets there is nothing to compare: a class is then
-    /// an error ([`Error::IgnoreIndexWithProbs`]), as in PyTorch, and a negative number without effect.
+    /// The target of rows to leave out, the only one: see [`CrossEntropy::ignore_indices`] for several.
+    /// It is compared before targets are checked for range, and may itself be a class. With probability
+    /// targets there is nothing to compare: a class is then an error
+    /// ([`Error::IgnoreIndexWithProbs`]), as in PyTorch, and a negative number without effect.
     pub const fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = Some(ignore_index);
+        self.ignored = Ignored::one(ignore_index);
+        self
+    }
+
+    /// The targets of rows to leave out: those of padding and of the end of the text, say. They replace
+    /// what was ignored before, -100 included. What [`CrossEntropy::ignore_index`] says of one id holds
+    /// for each of them. An empty list is [`CrossEntropy::no_ignore_index`]. Order and repetition do not
+    /// matter.
+    ///
+    /// It should be a short list: a target is compared with one id after the other.
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Logits};
+    ///
+    /// const PAD: i64 = 0;
+    /// const END: i64 = 2;
+    /// let x = [0.5_f32, -1.0, 2.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 4.0, 0.0, 1.0];
+    /// let logits = Logits::new(&x, 4, 3)?;
+    /// let ce = CrossEntropy::new().ignore_indices(&[PAD, END, -100]);
+    /// let loss = ce.forward(logits, &[1, END, PAD, -100])?;
+    /// assert_eq!(loss, CrossEntropy::new().forward(logits, &[1i64, -100, -100, -100])?);
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub const fn ignore_indices(mut self, ids: &'w [i64]) -> Self {
+        self.ignored = Ignored::all(ids);
         self
     }
 
     /// No row is left out: every target has to be a class.
     pub const fn no_ignore_index(mut self) -> Self {
-        self.ignore_index = None;
+        self.ignored = Ignored::NONE;
         self
     }
 
@@ -575,8 +601,8 @@ impl<'w> CrossEntropy<'w> {
             let kernels = Backend::kernels(self.backend)?;
             let (rows, vocab) = (logits.rows(), logits.vocab());
             let targets = match call.targets {
-                Targets::Shifted(ids) => TargetRows::shifted(ids, self.ignore_index, rows, vocab)?,
-                Targets::Ids(ids) => TargetRows::new(ids, self.ignore_index, rows, vocab)?,
+                Targets::Shifted(ids) => TargetRows::shifted(ids, self.ignored, rows, vocab)?,
+                Targets::Ids(ids) => TargetRows::new(ids, self.ignored, rows, vocab)?,
                 _ => unreachable!("matched above"),
             };
             call.out.check(rows)?;
@@ -598,7 +624,7 @@ impl<'w> CrossEntropy<'w> {
             None => (0, classes, call.targets),
             Some((first, vocab)) => (first, vocab, call.targets.ids_only()?),
         };
-        let targets = AnyTargets::<T::Real>::new(targets, self.ignore_index, rows, vocab)?;
+        let targets = AnyTargets::<T::Real>::new(targets, self.ignored, rows, vocab)?;
         call.out.check(rows)?;
         call.check_gradient()?;
         let allowed = match self.allowed_tokens {
@@ -658,7 +684,7 @@ impl<'w> CrossEntropy<'w> {
     }
 
     /// The numbers that processes which share the loss must have in common; not masks, and not the backend.
-    pub(crate) fn common(&self) -> [u64; 9] {
+    pub(crate) fn common(&self) -> Vec<u64> {
         let (kind, over) = match self.reduction {
             Reduction::Sum => (0, 0.0),
             Reduction::Mean => (1, 0.0),
@@ -667,11 +693,17 @@ impl<'w> CrossEntropy<'w> {
         let cap = self.softcap.map_or(0.0, |softcap| softcap.cap);
         let kept = self.softcap.is_some_and(|softcap| softcap.keep_infinite);
         let zero = self.empty_mean == EmptyMean::Zero;
-        let flags = [kept, zero, self.ignore_index.is_some()];
+        let ignored = self.ignored.sorted();
+        let (first, more) = match &ignored[..] {
+            [] => (0, &[][..]),
+            [first, more @ ..] => (*first, more),
+        };
+        let flags = [kept, zero, !ignored.is_empty()];
         let flags = flags.iter().fold(kind, |bits, &flag| bits << 1 | u64::from(flag));
-        [
-            flags,
-            self.ignore_index.unwrap_or(0) as u64,
+        let words = [
+            // Words that follow are counted: no others can be taken for them.
+            flags | (more.len() as u64) << 8,
+            first as u64,
             over.to_bits(),
             self.label_smoothing.to_bits(),
             self.z_loss.to_bits(),
@@ -679,7 +711,8 @@ impl<'w> CrossEntropy<'w> {
             self.temperature.to_bits(),
             cap.to_bits(),
             self.token_weights.map_or(0, |weights| weights.len() as u64 + 1),
-        ]
+        ];
+        words.into_iter().chain(more.iter().map(|&id| id as u64)).collect()
     }
 
     /// Whether the loss is that of the forward kernel.

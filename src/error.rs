@@ -122,7 +122,7 @@ pub enum Error {
         /// Targets given.
         targets: usize,
     },
-    /// A target is neither a class nor `ignore_index`. For an empty vocabulary every target is.
+    /// A target is neither a class nor an id to ignore. For an empty vocabulary every target is.
     #[error("row {row}: target {target} is out of range for a vocabulary of {vocab}")]
     TargetOutOfRange {
         /// The first such row.
@@ -176,10 +176,10 @@ pub enum Error {
         /// Rows of the matrix.
         rows: usize,
     },
-    /// `ignore_index` is a class, but targets are probabilities and have no index.
+    /// An id to ignore is a class, but targets are probabilities and have no id.
     #[error("ignore_index {ignore_index} means nothing for probability targets")]
     IgnoreIndexWithProbs {
-        /// The index.
+        /// The first such id.
         ignore_index: i64,
     },
     /// An option is out of its range.

@@ -9,7 +9,7 @@ use std::f64::consts::LN_2;
 /// What a pass over logits and targets found out about all rows together.
 ///
 /// Made by [`CrossEntropy::evaluate`](crate::CrossEntropy::evaluate). All statistics are over the
-/// kept rows, those whose target is not `ignore_index`, from losses in `f64` taken in row order.
+/// kept rows, those whose target is not ignored, from losses in `f64` taken in row order.
 ///
 /// ```
 /// use xent::{CrossEntropy, Logits, RowOutputs};

@@ -12,7 +12,7 @@ use crate::kernel::train::AllowedRows;
 use crate::kernel::transform::Transform;
 use crate::row_stats::Distribution;
 use crate::rows::{RowSlices, Rows, for_each_group, parts_of_rows, split};
-use crate::targets::TargetRows;
+use crate::targets::{Ignored, TargetRows};
 use crate::{
     AllowedTokens, Backend, Element, Error, Ids, LogitBias, Logits, LogitsMut, Real, RowStats,
     Sample, Targets,
@@ -43,8 +43,8 @@ use crate::{
 /// # Special values
 /// -inf is a mask: log-probability -inf. In rows with a NaN or +inf, or with nothing but -inf, log-probabilities and
 /// entropies are NaN, and nothing can be sampled: -1. NaN is above all numbers in the top k and for the argmax, as in
-/// PyTorch, and never counts in a rank. Rows whose target is `ignore_index` are not read; they have 0 everywhere, and -1
-/// for tokens.
+/// PyTorch, and never counts in a rank. Rows whose target is `ignore_index`, or one of
+/// `ignore_indices`, are not read; they have 0 everywhere, and -1 for tokens.
 ///
 /// ```
 /// use xent::{LogProbs, Logits, TokenOutputs};
@@ -66,7 +66,7 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct LogProbs<'a> {
     targets: Option<Targets<'a>>,
-    ignore_index: Option<i64>,
+    ignored: Ignored<'a>,
     candidates: Option<(Ids<'a>, usize)>,
     top_k: usize,
     ranks: bool,
@@ -93,7 +93,7 @@ impl<'a> LogProbs<'a> {
     pub const fn new() -> Self {
         LogProbs {
             targets: None,
-            ignore_index: Some(-100),
+            ignored: Ignored::one(-100),
             candidates: None,
             top_k: 0,
             ranks: false,
@@ -114,15 +114,35 @@ impl<'a> LogProbs<'a> {
         self
     }
 
-    /// The target of rows that are not read.
+    /// The target of rows that are not read, the only one: see [`LogProbs::ignore_indices`] for several.
+    /// It may be a class.
     pub const fn ignore_index(mut self, ignore_index: i64) -> Self {
-        self.ignore_index = Some(ignore_index);
+        self.ignored = Ignored::one(ignore_index);
+        self
+    }
+
+    /// The targets of rows that are not read, -100 only if it is among them. They should be a short
+    /// list, as [`CrossEntropy::ignore_indices`](crate::CrossEntropy::ignore_indices).
+    ///
+    /// ```
+    /// use xent::{LogProbs, Logits};
+    ///
+    /// const PAD: i64 = 0;
+    /// const END: i64 = 1;
+    /// let logits = Logits::new(&[1.0_f32, 2.0, 3.0, 0.5, -1.0, 2.0, 0.0, 0.0, 0.0], 3, 3)?;
+    /// let ask = LogProbs::new().ignore_indices(&[PAD, END]);
+    /// let found = ask.targets(&[2, END, PAD]).collect(logits)?;
+    /// assert_eq!((found.logprobs, found.argmax), (vec![-0.40760598, 0.0, 0.0], vec![2, -1, -1]));
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub const fn ignore_indices(mut self, ids: &'a [i64]) -> Self {
+        self.ignored = Ignored::all(ids);
         self
     }
 
     /// Reads all rows; targets must be classes.
     pub const fn no_ignore_index(mut self) -> Self {
-        self.ignore_index = None;
+        self.ignored = Ignored::NONE;
         self
     }
 
@@ -401,9 +421,9 @@ impl<'a> LogProbs<'a> {
         }
         let targets = match self.targets {
             None => None,
-            Some(Targets::Ids(ids)) => Some(TargetRows::new(ids, self.ignore_index, rows, vocab)?),
+            Some(Targets::Ids(ids)) => Some(TargetRows::new(ids, self.ignored, rows, vocab)?),
             Some(Targets::Shifted(ids)) => {
-                Some(TargetRows::shifted(ids, self.ignore_index, rows, vocab)?)
+                Some(TargetRows::shifted(ids, self.ignored, rows, vocab)?)
             }
             Some(others) => {
                 // An error, as there are no other ids.

@@ -101,7 +101,7 @@ impl ShardedCrossEntropy<'_> {
         loss.check_options(rows, vocab)?;
         let config = loss.config::<f32>(vocab, 0)?;
         let targets = targets.into().ids_only()?;
-        let targets = AnyTargets::<f32>::new(targets, loss.ignore_index, rows, vocab)?;
+        let targets = AnyTargets::<f32>::new(targets, loss.ignored, rows, vocab)?;
         self.check_outputs(&outputs, rows)?;
         let mut out = outputs.slices;
         for (row, stats) in merged.iter().enumerate() {
@@ -198,7 +198,7 @@ impl ShardedCrossEntropy<'_> {
     }
 
     /// A number that all processes which share so many rows have in common: of the vocabulary, the options (other than
-    /// mask and backend), the targets and the token weights. Different ones say that statistics must not be merged.
+    /// mask and backend; ids to ignore in any order), the targets and the token weights. Different ones say that statistics must not be merged.
     ///
     /// ```
     /// use xent::{CrossEntropy, Shard};
@@ -220,7 +220,7 @@ impl ShardedCrossEntropy<'_> {
         targets: impl Into<Targets<'a>>,
     ) -> Result<u64, Error> {
         let targets = targets.into().ids_only()?;
-        let targets = AnyTargets::<f32>::new(targets, self.loss.ignore_index, rows, self.vocab)?;
+        let targets = AnyTargets::<f32>::new(targets, self.loss.ignored, rows, self.vocab)?;
         let mut hash = self.vocab as u64;
         let mut mix = |word: u64| {
             hash = (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);

@@ -77,9 +77,10 @@ pub struct SparseProbs<'a> {
 }
 
 impl<'a> SparseProbs<'a> {
-    /// `[rows, k]` ids and as many probabilities. Entries whose id is `ignore_index` do not count: rows
-    /// may have fewer than `k`. An id that stands twice has both probabilities. A row without any
-    /// has loss 0, and counts in a mean.
+    /// `[rows, k]` ids and as many probabilities. Entries whose id is `ignore_index`, or one of
+    /// [`ignore_indices`](crate::CrossEntropy::ignore_indices), do not count: rows may have fewer
+    /// than `k`. An id that stands twice has both probabilities. A row without any has loss 0, and
+    /// counts in a mean.
     ///
     /// Lengths and ids are checked when it is used, against the logits.
     pub fn new(ids: impl Into<Ids<'a>>, probs: impl Into<Floats<'a>>, k: usize) -> Self {
@@ -219,13 +220,75 @@ impl<'a> Ids<'a> {
     }
 }
 
+/// The ids that say to leave out: a row whose target is one of them, an entry of sparse probabilities.
+///
+/// Mostly it is one, which is here itself and costs one comparison. Of more the first is too.
+#[derive(Clone, Copy)]
+pub(crate) struct Ignored<'a> {
+    first: Option<i64>,
+    more: &'a [i64],
+}
+
+impl<'a> Ignored<'a> {
+    pub(crate) const NONE: Self = Ignored { first: None, more: &[] };
+
+    pub(crate) const fn one(id: i64) -> Self {
+        Ignored { first: Some(id), more: &[] }
+    }
+
+    pub(crate) const fn all(ids: &'a [i64]) -> Self {
+        match ids {
+            [] => Self::NONE,
+            [first, more @ ..] => Ignored { first: Some(*first), more },
+        }
+    }
+
+    /// As the caller has them.
+    pub(crate) fn ids(self) -> impl Iterator<Item = i64> + 'a {
+        self.first.into_iter().chain(self.more.iter().copied())
+    }
+
+    /// The set of them: in order, each once.
+    pub(crate) fn sorted(self) -> Vec<i64> {
+        let mut ids: Vec<i64> = self.ids().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    #[inline(always)]
+    pub(crate) fn contains(&self, id: i128) -> bool {
+        Some(id) == self.first.map(i128::from) || !self.more.is_empty() && self.more_contain(id)
+    }
+
+    // Out of the loops over targets, which have one id to look at as a rule.
+    #[inline(never)]
+    fn more_contain(&self, id: i128) -> bool {
+        i64::try_from(id).is_ok_and(|id| self.more.contains(&id))
+    }
+}
+
+impl std::fmt::Debug for Ignored<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.ids()).finish()
+    }
+}
+
+/// As sets: neither order nor repetition tells two of them apart.
+impl PartialEq for Ignored<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.more.is_empty() && other.more.is_empty() && self.first == other.first
+            || self.sorted() == other.sorted()
+    }
+}
+
 /// Targets that were checked: each is a class, or ignored. From row `first` on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TargetRows<'a> {
     ids: Ids<'a>,
     first: usize,
     shift: Option<Shift>,
-    ignore_index: Option<i64>,
+    ignored: Ignored<'a>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -254,37 +317,37 @@ impl Shift {
 }
 
 impl<'a> TargetRows<'a> {
-    /// Checks one target per row, each a class or `ignore_index`, which is compared first.
+    /// Checks one target per row, each a class or `ignored`, which is asked first.
     #[inline(always)]
     pub(crate) fn new(
         ids: Ids<'a>,
-        ignore_index: Option<i64>,
+        ignored: Ignored<'a>,
         rows: usize,
         vocab: usize,
     ) -> Result<Self, Error> {
-        Self::checked(ids, None, ignore_index, rows, vocab)
+        Self::checked(ids, None, ignored, rows, vocab)
     }
 
     pub(crate) fn shifted(
         ShiftedIds { ids, sequence, shift }: ShiftedIds<'a>,
-        ignore_index: Option<i64>,
+        ignored: Ignored<'a>,
         rows: usize,
         vocab: usize,
     ) -> Result<Self, Error> {
         let shift = Shift::new(shift, sequence, rows)?;
-        Self::checked(ids, shift, ignore_index, rows, vocab)
+        Self::checked(ids, shift, ignored, rows, vocab)
     }
 
     #[inline(always)]
     fn checked(
         ids: Ids<'a>,
         shift: Option<Shift>,
-        ignore_index: Option<i64>,
+        ignored: Ignored<'a>,
         rows: usize,
         vocab: usize,
     ) -> Result<Self, Error> {
         Targets::Ids(ids).check_len(rows, vocab)?;
-        let checked = TargetRows { ids, first: 0, shift, ignore_index };
+        let checked = TargetRows { ids, first: 0, shift, ignored };
         match (0..rows).find(|&row| checked.get(row).is_some_and(|class| class >= vocab)) {
             Some(row) => {
                 let id = shift.map_or(Some(row), |shift| shift.apply(row)).unwrap_or(row);
@@ -303,8 +366,7 @@ impl<'a> TargetRows<'a> {
         }
         let id = self.ids.get(row);
         // A negative id becomes `usize::MAX`, which is no class of any slice.
-        (Some(id) != self.ignore_index.map(i128::from))
-            .then(|| usize::try_from(id).unwrap_or(usize::MAX))
+        (!self.ignored.contains(id)).then(|| usize::try_from(id).unwrap_or(usize::MAX))
     }
 
     pub(crate) fn split_at(self, mid: usize) -> (Self, Self) {
@@ -317,7 +379,7 @@ impl<'a> TargetRows<'a> {
 pub(crate) enum AnyTargets<'a, R> {
     Ids(TargetRows<'a>),
     Dense { probs: &'a [R], vocab: usize },
-    Sparse { ids: Ids<'a>, probs: &'a [R], k: usize, ignored: Option<i64> },
+    Sparse { ids: Ids<'a>, probs: &'a [R], k: usize, ignored: Ignored<'a> },
 }
 
 /// The target of one row.
@@ -369,7 +431,7 @@ impl<'a, R: Real> AnyTargets<'a, R> {
     /// Checks them.
     pub(crate) fn new(
         targets: Targets<'a>,
-        ignore_index: Option<i64>,
+        ignored: Ignored<'a>,
         rows: usize,
         vocab: usize,
     ) -> Result<Self, Error> {
@@ -382,29 +444,26 @@ impl<'a, R: Real> AnyTargets<'a, R> {
         };
         targets.check_len(rows, vocab)?;
         match targets {
-            Targets::Ids(ids) => {
-                TargetRows::new(ids, ignore_index, rows, vocab).map(AnyTargets::Ids)
-            }
+            Targets::Ids(ids) => TargetRows::new(ids, ignored, rows, vocab).map(AnyTargets::Ids),
             Targets::Shifted(ids) => {
-                TargetRows::shifted(ids, ignore_index, rows, vocab).map(AnyTargets::Ids)
+                TargetRows::shifted(ids, ignored, rows, vocab).map(AnyTargets::Ids)
             }
             Targets::Probs(probs) => {
-                if let Some(index) = ignore_index.filter(|&index| index >= 0) {
-                    return Err(Error::IgnoreIndexWithProbs { ignore_index: index });
+                if let Some(ignore_index) = ignored.ids().find(|&id| id >= 0) {
+                    return Err(Error::IgnoreIndexWithProbs { ignore_index });
                 }
                 Ok(AnyTargets::Dense { probs: real("target probabilities", probs)?, vocab })
             }
             Targets::Sparse(SparseProbs { ids, probs, k }) => {
-                let ignored = ignore_index.map(i128::from);
                 let wrong = |i: &usize| {
                     let id = ids.get(*i);
-                    Some(id) != ignored && usize::try_from(id).map_or(true, |id| id >= vocab)
+                    !ignored.contains(id) && usize::try_from(id).map_or(true, |id| id >= vocab)
                 };
                 if let Some(i) = (0..ids.len()).find(wrong) {
                     return Err(Error::TargetOutOfRange { row: i / k, target: ids.get(i), vocab });
                 }
                 let probs = real("sparse target probabilities", probs)?;
-                Ok(AnyTargets::Sparse { ids, probs, k, ignored: ignore_index })
+                Ok(AnyTargets::Sparse { ids, probs, k, ignored })
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::sum::{BLOCK, Lse, Step, as_steps, padded, ranges};
 use super::transform::{Staged, Transform, stage};
 use crate::simd::{Lane, Lanes, Simd};
-use crate::targets::Ids;
+use crate::targets::{Ids, Ignored};
 use std::ops::Range;
 
 /// The probabilities of one row, with what becomes of them: `v[j] = w[j] ((1 - e) t[j] + e / V)`.
@@ -19,12 +19,12 @@ pub(crate) struct Probs<'a, R> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Given<'a, R> {
     Dense(&'a [R]),
-    /// The probabilities of some classes, checked; those of the others are 0. An entry whose id is
-    /// `ignored` does not count.
+    /// The probabilities of some classes, checked; those of the others are 0. An entry whose id
+    /// is among `ignored` does not count.
     Sparse {
         ids: Ids<'a>,
         probs: &'a [R],
-        ignored: Option<i64>,
+        ignored: Ignored<'a>,
     },
 }
 
@@ -48,7 +48,7 @@ impl<'a, R: crate::Real> Probs<'a, R> {
                 for (i, &p) in probs.iter().enumerate() {
                     let id = ids.get(i);
                     // What is ignored is not a class of the block, or is to be left out.
-                    if Some(id) != ignored.map(i128::from)
+                    if !ignored.contains(id)
                         && let Ok(class) = usize::try_from(id)
                         && block.contains(&class)
                     {
@@ -90,7 +90,7 @@ impl<'a, R: crate::Real> Probs<'a, R> {
             Given::Sparse { ids, probs, ignored } => {
                 for i in 0..probs.len() {
                     let id = ids.get(i);
-                    if Some(id) != ignored.map(i128::from) {
+                    if !ignored.contains(id) {
                         // An id that stands twice has both probabilities.
                         let same = (0..probs.len()).filter(|&j| ids.get(j) == id);
                         let p = same.map(|j| probs[j].into()).sum();
