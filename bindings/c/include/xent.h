@@ -563,7 +563,7 @@ typedef struct xent_compare_call {
     struct xent_matrix base;
     // Logits of the other, Q, of the same shape.
     struct xent_matrix other;
-    // One token per row, optional; rows whose target is `ignore_index` have 0 everywhere.
+    // One token per row, optional; rows whose target is ignored have 0 everywhere.
     struct xent_ids targets;
     // Which classes may be, optional.
     struct xent_allowed allowed;
@@ -621,8 +621,15 @@ xent_status xent_options_clone(const struct xent_options *options,
 // Frees options; NULL is fine. Threads of their own end.
 xent_status xent_options_free(struct xent_options *options);
 
-// Sets the target of rows to leave out. It may be a class.
+// Sets the target of rows to leave out, the only one. It may be a class.
 xent_status xent_options_set_ignore_index(struct xent_options *options, int64_t ignore_index);
+
+// Sets the targets of rows to leave out, padding and end of text, say; they are copied. They replace what was ignored
+// before, -100 included. Each may be a class. Without any it is `xent_options_set_no_ignore_index`. It should be a short
+// list: a target is compared with one id after the other.
+xent_status xent_options_set_ignore_indices(struct xent_options *options,
+                                            const int64_t *ids,
+                                            size_t len);
 
 // No row is left out: every target has to be a class.
 xent_status xent_options_set_no_ignore_index(struct xent_options *options);

@@ -7,6 +7,7 @@
 
 #include "xent.h"
 
+#include <initializer_list>
 #include <stdexcept>
 #include <type_traits>
 
@@ -126,6 +127,10 @@ public:
     const xent_options *get() const noexcept { return handle_; }
 
     options &ignore_index(int64_t index) { return done(xent_options_set_ignore_index(handle_, index)); }
+    options &ignore_indices(const int64_t *ids, size_t len) {
+        return done(xent_options_set_ignore_indices(handle_, ids, len));
+    }
+    options &ignore_indices(std::initializer_list<int64_t> ids) { return ignore_indices(ids.begin(), ids.size()); }
     options &no_ignore_index() { return done(xent_options_set_no_ignore_index(handle_)); }
     options &sum() { return done(xent_options_set_reduction(handle_, XENT_SUM, 0.0)); }
     options &mean() { return done(xent_options_set_reduction(handle_, XENT_MEAN, 0.0)); }

@@ -16,7 +16,8 @@ use xent::{Backend, CrossEntropy, EmptyMean, Error, Logits, Reduction, on_callin
 /// Any number of threads may use the same options at once. Nobody may set or free them meanwhile.
 #[derive(Clone)]
 pub struct xent_options {
-    /// All options of a loss. Borrows from `values.class_weights`, which are never changed, only replaced together with it.
+    /// All options of a loss. Borrows from `values.class_weights` and `values.ignored`, which are never changed, only
+    /// replaced together with it.
     cross_entropy: CrossEntropy<'static>,
     values: Values,
 }
@@ -29,7 +30,7 @@ impl std::fmt::Debug for xent_options {
 
 #[derive(Clone)]
 pub(crate) struct Values {
-    pub(crate) ignore_index: Option<i64>,
+    pub(crate) ignored: Ignored,
     reduction: Reduction,
     empty_mean: EmptyMean,
     label_smoothing: f64,
@@ -46,6 +47,25 @@ pub(crate) struct Values {
 pub(crate) struct Softcap {
     pub(crate) cap: f64,
     of_all: bool,
+}
+
+/// Targets of rows to leave out.
+#[derive(Clone)]
+pub(crate) enum Ignored {
+    One(i64),
+    // Not `Arc<[_]>`, as for weights below.
+    All(Arc<Vec<i64>>),
+    None,
+}
+
+impl Ignored {
+    pub(crate) fn ids(&self) -> &[i64] {
+        match self {
+            Ignored::One(id) => std::slice::from_ref(id),
+            Ignored::All(ids) => ids,
+            Ignored::None => &[],
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -122,7 +142,7 @@ static DEFAULT: xent_options =
 
 impl Values {
     const DEFAULT: Values = Values {
-        ignore_index: Some(-100),
+        ignored: Ignored::One(-100),
         reduction: Reduction::Mean,
         empty_mean: EmptyMean::Nan,
         label_smoothing: 0.0,
@@ -138,16 +158,18 @@ impl Values {
     /// Checked, as a call would.
     fn options(self) -> Result<xent_options, Failure> {
         let mut ce = CrossEntropy::new()
-            .no_ignore_index()
             .reduction(self.reduction)
             .empty_mean(self.empty_mean)
             .label_smoothing(self.label_smoothing)
             .z_loss(self.z_loss)
             .logit_scale(self.logit_scale)
             .temperature(self.temperature);
-        if let Some(index) = self.ignore_index {
-            ce = ce.ignore_index(index);
-        }
+        ce = match &self.ignored {
+            Ignored::One(id) => ce.ignore_index(*id),
+            // SAFETY: `cross_entropy` is never used without the `values` that own these.
+            Ignored::All(ids) => ce.ignore_indices(unsafe { raw::outlive(ids) }),
+            Ignored::None => ce.no_ignore_index(),
+        };
         ce = match self.softcap {
             Some(Softcap { cap, of_all: true }) => ce.softcap_of_all(cap),
             Some(Softcap { cap, of_all: false }) => ce.softcap(cap),
@@ -161,7 +183,7 @@ impl Values {
         match &self.class_weights {
             None => ce.forward(Logits::<f32>::new(&[], 0, 1)?, nothing)?,
             Some(Weights::Single(weights)) => {
-                // SAFETY: `cross_entropy` is never used without the `values` that own these.
+                // SAFETY: as above.
                 ce = ce.class_weights(unsafe { raw::outlive(weights) });
                 ce.forward(Logits::<f32>::new(&[], 0, weights.len())?, nothing)?
             }
@@ -298,7 +320,7 @@ pub unsafe extern "C" fn xent_options_free(options: *mut xent_options) -> xent_s
     })
 }
 
-/// Sets the target of rows to leave out. It may be a class.
+/// Sets the target of rows to leave out, the only one. It may be a class.
 ///
 /// # Safety
 /// `options` is valid, and nobody else uses it meanwhile. (So for all functions `xent_options_set_..`.)
@@ -310,10 +332,36 @@ pub unsafe extern "C" fn xent_options_set_ignore_index(
     // SAFETY: passed on.
     unsafe {
         set(options, |values| {
-            values.ignore_index = Some(ignore_index);
+            values.ignored = Ignored::One(ignore_index);
             Ok(())
         })
     }
+}
+
+/// Sets the targets of rows to leave out, padding and end of text, say; they are copied. They replace what was ignored
+/// before, -100 included. Each may be a class. Without any it is `xent_options_set_no_ignore_index`. It should be a short
+/// list: a target is compared with one id after the other.
+///
+/// # Safety
+/// As `xent_options_set_ignore_index`; and `ids` is NULL or there are `len` of them.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xent_options_set_ignore_indices(
+    options: *mut xent_options,
+    ids: *const i64,
+    len: usize,
+) -> xent_status {
+    let of = |values: &mut Values| {
+        // SAFETY: the caller promises that they are valid.
+        let ids: &[i64] = unsafe { Memory::new().input("ids", ids.cast(), len as u128) }?;
+        values.ignored = match ids {
+            [] => Ignored::None,
+            [id] => Ignored::One(*id),
+            _ => Ignored::All(copied(ids)?),
+        };
+        Ok(())
+    };
+    // SAFETY: passed on.
+    unsafe { set(options, of) }
 }
 
 /// No row is left out: every target has to be a class.
@@ -327,7 +375,7 @@ pub unsafe extern "C" fn xent_options_set_no_ignore_index(
     // SAFETY: passed on.
     unsafe {
         set(options, |values| {
-            values.ignore_index = None;
+            values.ignored = Ignored::None;
             Ok(())
         })
     }

@@ -79,17 +79,16 @@ unsafe fn answer<T: Logit>(options: &xent_options, call: &xent_token_call) -> Re
 /// As [`xent_tokens`].
 unsafe fn request<'a>(
     function: &'static str,
-    options: &xent_options,
+    options: &'a xent_options,
     memory: &mut Memory<'a>,
     call: &xent_token_call,
 ) -> Result<LogProbs<'a>, Failure> {
     options.refuse_transform(function, true)?;
     let values = options.values();
-    let mut ask = LogProbs::new().temperature(values.temperature).top_k(call.top_k);
-    ask = match values.ignore_index {
-        Some(index) => ask.ignore_index(index),
-        None => ask.no_ignore_index(),
-    };
+    let mut ask = LogProbs::new()
+        .temperature(values.temperature)
+        .top_k(call.top_k)
+        .ignore_indices(values.ignored.ids());
     if let Some(backend) = values.backend {
         ask = ask.backend(backend);
     }
@@ -323,7 +322,7 @@ fn check_stats_call(call: &xent_token_call) -> Result<(), Failure> {
 /// # Safety
 /// As [`xent_row_stats`].
 unsafe fn row_stats<'a, T: Logit<Real = f32>>(
-    options: &xent_options,
+    options: &'a xent_options,
     mut memory: Memory<'a>,
     call: &xent_token_call,
     of: &xent_shard,
@@ -516,11 +515,8 @@ unsafe fn compare<P: Logit, Q: Logit>(
     // SAFETY: passed on.
     unsafe {
         let targets = views::ids(memory, "targets", &call.targets)?;
-        let mut ask = Compare::new().temperature(values.temperature);
-        ask = match values.ignore_index {
-            Some(index) => ask.ignore_index(index),
-            None => ask.no_ignore_index(),
-        };
+        let mut ask =
+            Compare::new().temperature(values.temperature).ignore_indices(values.ignored.ids());
         if let Some(backend) = values.backend {
             ask = ask.backend(backend);
         }

@@ -404,7 +404,7 @@ pub struct xent_compare_call {
     pub base: xent_matrix,
     /// Logits of the other, Q, of the same shape.
     pub other: xent_matrix,
-    /// One token per row, optional; rows whose target is `ignore_index` have 0 everywhere.
+    /// One token per row, optional; rows whose target is ignored have 0 everywhere.
     pub targets: xent_ids,
     /// Which classes may be, optional.
     pub allowed: xent_allowed,

@@ -918,6 +918,127 @@ static void test_tokens(void) {
     FAILS(xent_tokens(NULL, &call), XENT_ERROR_OPTION);
 }
 
+/* Several ids that are ignored, everywhere: what any of them is the target of is as if it were -100. */
+static void test_ignore_indices(void) {
+    enum { IDS = 5 };
+    xent_options *options = NULL, *clone = NULL;
+    int64_t *list = allocate(IDS * sizeof *list);
+    int32_t targets[ROWS], with_ids[ROWS];
+    uint32_t unsigned_ids[ROWS];
+    double loss = 0.0, again = 0.0;
+    float losses[ROWS], again_losses[ROWS];
+    int64_t ranks[ROWS], again_ranks[ROWS];
+    double kl[ROWS], again_kl[ROWS];
+    unsigned char *stats = allocate(ROWS * XENT_ROW_STATS_BYTES), *again_stats = allocate(ROWS * XENT_ROW_STATS_BYTES);
+    xent_matrix x = whole();
+    xent_ids t, u;
+    size_t i;
+
+    memcpy(targets, targets_i32, sizeof targets);
+    for (i = 0; i < ROWS; i++) {
+        if (targets[i] < 4 || targets[i] > CLASSES - 2) targets[i] = 4;
+    }
+    memcpy(with_ids, targets, sizeof targets);
+    targets[0] = targets[2] = targets[5] = -100;
+    with_ids[0] = 1;
+    with_ids[2] = 3;
+    with_ids[5] = -7;
+    t = ids(targets, ROWS, XENT_I32);
+    u = ids(with_ids, ROWS, XENT_I32);
+    list[0] = 1;
+    list[1] = 3;
+    list[2] = 1;
+    list[3] = -7;
+    list[4] = INT64_MIN;
+
+    OK(xent_options_new(&options));
+    OK(xent_options_set_ignore_indices(options, list, IDS));
+    memset(list, 0, IDS * sizeof *list); /* they were copied */
+    OK(xent_options_clone(options, &clone));
+    OK(xent_options_free(options));
+    options = clone;
+    OK(xent_forward(NULL, &x, &t, &loss));
+    OK(xent_forward(options, &x, &u, &again));
+    CHECK(again == loss);
+    OK(xent_forward_into(NULL, &x, &t, losses, ROWS, XENT_F32));
+    OK(xent_forward_into(options, &x, &u, again_losses, ROWS, XENT_F32));
+    CHECK(memcmp(losses, again_losses, sizeof losses) == 0 && losses[0] == 0.0f && losses[5] == 0.0f);
+    {
+        xent_token_call call = new_token_call();
+        xent_shard shard;
+        call.targets = t;
+        call.logprobs = losses;
+        call.ranks = ranks;
+        OK(xent_tokens(NULL, &call));
+        call.targets = u;
+        call.logprobs = again_losses;
+        call.ranks = again_ranks;
+        OK(xent_tokens(options, &call));
+        CHECK(memcmp(losses, again_losses, sizeof losses) == 0 && memcmp(ranks, again_ranks, sizeof ranks) == 0);
+        CHECK(ranks[0] == 0 && ranks[1] > 0);
+        call.logprobs = NULL;
+        call.ranks = NULL;
+        call.out_len = 0;
+        call.out_dtype = 0;
+        memset(&shard, 0, sizeof shard);
+        shard.size = sizeof shard;
+        shard.vocab = CLASSES;
+        OK(xent_row_stats(options, &call, &shard, again_stats, ROWS * XENT_ROW_STATS_BYTES));
+        call.targets = t;
+        OK(xent_row_stats(NULL, &call, &shard, stats, ROWS * XENT_ROW_STATS_BYTES));
+        CHECK(memcmp(stats, again_stats, ROWS * XENT_ROW_STATS_BYTES) == 0);
+    }
+    {
+        xent_compare_call call;
+        memset(&call, 0, sizeof call);
+        call.size = sizeof call;
+        call.base = matrix(logits_f32, ROWS, CLASSES - 1, STRIDE, XENT_F32);
+        call.other = matrix(logits_f32 + 1, ROWS, CLASSES - 1, STRIDE, XENT_F32);
+        call.out_len = ROWS;
+        call.targets = t;
+        call.kl = kl;
+        OK(xent_compare(NULL, &call));
+        call.targets = u;
+        call.kl = again_kl;
+        OK(xent_compare(options, &call));
+        CHECK(memcmp(kl, again_kl, sizeof kl) == 0 && kl[0] == 0.0 && kl[1] > 0.0 && kl[5] == 0.0);
+    }
+
+    /* Targets without a sign are never a negative id, whatever their bits are. */
+    for (i = 0; i < ROWS; i++) unsigned_ids[i] = (uint32_t)with_ids[i];
+    u = ids(unsigned_ids, ROWS, XENT_U32);
+    FAILS_WITH(xent_forward(options, &x, &u, &again), XENT_ERROR_TARGET_RANGE,
+               "row 5: target 4294967289 is out of range for a vocabulary of 131");
+
+    /* What is refused changes nothing. */
+    u = ids(with_ids, ROWS, XENT_I32);
+    FAILS_WITH(xent_options_set_ignore_indices(options, NULL, 2), XENT_ERROR_NULL_POINTER, "`ids` is NULL");
+    FAILS(xent_options_set_ignore_indices(options, (const int64_t *)(const void *)((const char *)list + 4), 2),
+          XENT_ERROR_MISALIGNED);
+    FAILS(xent_options_set_ignore_indices(options, list, (size_t)-1), XENT_ERROR_OVERFLOW);
+    FAILS_WITH(xent_options_set_ignore_indices(NULL, list, 2), XENT_ERROR_NULL_POINTER, "`options` is NULL");
+    OK(xent_forward(options, &x, &u, &again));
+    CHECK(again == loss);
+
+    /* The last setter counts; -100 is ignored if it is on the list. */
+    FAILS_WITH(xent_forward(options, &x, &t, &again), XENT_ERROR_TARGET_RANGE,
+               "row 0: target -100 is out of range for a vocabulary of 131");
+    list[0] = -100;
+    OK(xent_options_set_ignore_indices(options, list, 1));
+    OK(xent_forward(options, &x, &t, &again));
+    CHECK(again == loss);
+    OK(xent_options_set_ignore_indices(options, NULL, 0));
+    FAILS(xent_forward(options, &x, &t, &again), XENT_ERROR_TARGET_RANGE);
+    OK(xent_options_set_ignore_indices(options, list, 2));
+    OK(xent_options_set_ignore_index(options, -100));
+    OK(xent_forward(options, &x, &t, &again));
+    CHECK(again == loss);
+    OK(xent_options_free(options));
+    free(list);
+    free(stats);
+    free(again_stats);
+}
+
 static void test_sequences(void) {
     size_t offsets[4] = {0, 2, 2, ROWS};
     xent_sequence_score scores[3];
@@ -1434,6 +1555,7 @@ int main(void) {
     test_gradients();
     test_softmax();
     test_tokens();
+    test_ignore_indices();
     test_sequences();
     test_shards();
     test_compare();

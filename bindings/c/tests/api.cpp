@@ -57,6 +57,24 @@ void test_losses(const Batch &batch) {
     for (size_t i = 0; i < batch.rows; i++) expected += batch.loss(i, 2.0);
     CLOSE(loss, expected / 10.0);
 
+    // What the first two rows have as targets is ignored; with none ignored they count again.
+    xent::options some;
+    const int64_t first_two[] = {batch.targets[0], batch.targets[1]};
+    double kept = 0.0, listed = 0.0, all = 0.0, expected_kept = 0.0, expected_all = 0.0;
+    for (size_t i = 0; i < batch.rows; i++) {
+        expected_all += batch.loss(i);
+        if (batch.targets[i] != first_two[0] && batch.targets[i] != first_two[1]) expected_kept += batch.loss(i);
+    }
+    some.sum().ignore_indices(first_two, 2);
+    xent::check(xent_forward(some.get(), &x, &t, &kept));
+    CLOSE(kept, expected_kept);
+    some.ignore_indices({first_two[1], -100, first_two[0], first_two[1]});
+    xent::check(xent_forward(some.get(), &x, &t, &listed));
+    CHECK(listed == kept);
+    some.ignore_indices({});
+    xent::check(xent_forward(some.get(), &x, &t, &all));
+    CLOSE(all, expected_all);
+
     // A copy is independent; what was moved from is freed without harm.
     xent::options copy(options);
     options.temperature(1.0).mean();

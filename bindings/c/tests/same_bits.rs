@@ -52,6 +52,7 @@ struct Case {
     by_classes: bool,
     x: Vec<f32>,
     targets: Vec<i32>,
+    ignored: Vec<i64>,
     smoothing: f64,
     z_loss: f64,
     temperature: f64,
@@ -72,13 +73,16 @@ fn cases() -> impl Strategy<Value = Case> {
             let target = prop_oneof![8 => 0..classes as i32, 1 => Just(-100)];
             let x = prop::collection::vec(logit, rows * classes);
             let targets = prop::collection::vec(target, rows);
-            (x, targets).prop_map(move |(x, targets)| Case {
+            // Targets may be -100, and so it has to be among them.
+            let others = prop::collection::vec(-1..classes as i64, 0..4);
+            (x, targets, others).prop_map(move |(x, targets, others)| Case {
                 rows,
                 classes,
                 pad,
                 by_classes,
                 x,
                 targets,
+                ignored: others.into_iter().chain([-100]).collect(),
                 smoothing: if options[0] { 0.1 } else { 0.0 },
                 z_loss: if options[1] { 1e-3 } else { 0.0 },
                 temperature: if options[2] { 0.7 } else { 1.0 },
@@ -181,6 +185,7 @@ where
     let x = Memory::<T>::new(case);
     let weights: Vec<T::Real> = (0..classes).map(|j| T::Real::of(0.5 + (j % 3) as f32)).collect();
     let mut ce = CrossEntropy::new()
+        .ignore_indices(&case.ignored)
         .label_smoothing(case.smoothing)
         .z_loss(case.z_loss)
         .temperature(case.temperature);
@@ -188,6 +193,8 @@ where
     // SAFETY: all pointers are of live memory of the sizes given, here and below.
     unsafe {
         ok(xent_options_new(&mut options));
+        let (ids, len) = (case.ignored.as_ptr(), case.ignored.len());
+        ok(xent_options_set_ignore_indices(options, ids, len));
         ok(xent_options_set_label_smoothing(options, case.smoothing));
         ok(xent_options_set_z_loss(options, case.z_loss));
         ok(xent_options_set_temperature(options, case.temperature));
@@ -365,7 +372,11 @@ where
     call.ranks = c_ranks.as_mut_ptr();
     // SAFETY: as above.
     ok(unsafe { xent_tokens(options, &call) });
-    let ask = LogProbs::new().targets(&case.targets).top_k(k).temperature(case.temperature);
+    let ask = LogProbs::new()
+        .targets(&case.targets)
+        .ignore_indices(&case.ignored)
+        .top_k(k)
+        .temperature(case.temperature);
     let wanted =
         TokenOutputs::new().top_k(&mut ids, &mut top).entropy(&mut entropy).ranks(&mut ranks);
     ask.run(x.rust(), wanted).unwrap();
@@ -417,7 +428,10 @@ where
     call.jsd = c_jsd.as_mut_ptr();
     // SAFETY: as above.
     ok(unsafe { xent_compare(options, &call) });
-    let ask = Compare::new().targets(&case.targets).temperature(case.temperature);
+    let ask = Compare::new()
+        .targets(&case.targets)
+        .ignore_indices(&case.ignored)
+        .temperature(case.temperature);
     let wanted = CompareOutputs::new().kl(&mut kl).jsd(&mut jsd);
     ask.divergences(x.rust(), q.rust(), wanted).unwrap();
     assert_eq!((bits(&c_kl), bits(&c_jsd)), (bits(&kl), bits(&jsd)));
@@ -467,6 +481,7 @@ fn threads_change_no_bit() {
             by_classes,
             x,
             targets: targets.collect(),
+            ignored: vec![0, -100, 97],
             smoothing: 0.1,
             z_loss: 1e-3,
             temperature: 0.7,
