@@ -7,6 +7,38 @@ use xent::{
     Backend, CrossEntropy, EmptyMean, Error, Ids, Reduction, SparseProbs, Targets, Upstream,
 };
 
+/// Ids to ignore: none, one or several, which may be classes or be there twice.
+#[derive(Clone, Debug)]
+pub struct Ignored(pub Vec<i64>);
+
+impl Ignored {
+    pub fn any(input: &mut Input<'_>) -> Self {
+        let id = |input: &mut Input<'_>| match input.byte() {
+            byte @ 0..=199 => byte.into(),
+            _ => input.pick(&[-100, -1, 0, i64::MIN, i64::MAX]),
+        };
+        Ignored(match input.byte() % 8 {
+            0..=3 => vec![-100],
+            4 => vec![],
+            5 => vec![id(input)],
+            _ => (0..2 + input.below(3)).map(|_| id(input)).collect(),
+        })
+    }
+
+    pub fn contains(&self, id: i128) -> bool {
+        self.0.iter().any(|&ignored| i128::from(ignored) == id)
+    }
+
+    /// One of them.
+    fn pick(&self, input: &mut Input<'_>) -> Option<i64> {
+        match &self.0[..] {
+            [] => None,
+            [one] => Some(*one),
+            all => Some(input.pick(all)),
+        }
+    }
+}
+
 /// Class ids in any of the types that they may have.
 #[derive(Clone, Debug)]
 pub enum OwnedIds {
@@ -17,7 +49,7 @@ pub enum OwnedIds {
 }
 
 impl OwnedIds {
-    pub fn any(input: &mut Input<'_>, len: usize, vocab: usize, ignored: Option<i64>) -> Self {
+    pub fn any(input: &mut Input<'_>, len: usize, vocab: usize, ignored: &Ignored) -> Self {
         let kind = input.byte() % 4;
         let wrong = input.one_in(16);
         let mut id = || match input.byte() {
@@ -32,7 +64,7 @@ impl OwnedIds {
                 u32::MAX.into(),
                 (1 << 32) + 1,
             ]),
-            _ => ignored.unwrap_or(0).into(),
+            _ => ignored.pick(input).unwrap_or(0).into(),
         };
         let ids = (0..len).map(|_| id());
         match kind {
@@ -84,7 +116,7 @@ impl OwnedTargets {
         input: &mut Input<'_>,
         rows: usize,
         vocab: usize,
-        ignored: Option<i64>,
+        ignored: &Ignored,
         double: bool,
     ) -> Self {
         // Of the other precision, which is an error.
@@ -127,7 +159,7 @@ impl OwnedTargets {
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    pub ignore_index: Option<i64>,
+    pub ignored: Ignored,
     pub reduction: Reduction,
     pub empty_mean: EmptyMean,
     pub label_smoothing: f64,
@@ -144,12 +176,7 @@ pub struct Options {
 impl Options {
     fn any(input: &mut Input<'_>, rows: usize, vocab: usize, double: bool) -> Self {
         Options {
-            ignore_index: match input.byte() % 8 {
-                0..=4 => Some(-100),
-                5 => None,
-                6 => Some(input.byte().into()),
-                _ => Some(input.pick(&[-1, 0, i64::MIN, i64::MAX])),
-            },
+            ignored: Ignored::any(input),
             reduction: match input.byte() % 4 {
                 0 | 1 => Reduction::Mean,
                 2 => Reduction::Sum,
@@ -185,9 +212,10 @@ impl Options {
             .z_loss(self.z_loss)
             .logit_scale(self.logit_scale)
             .temperature(self.temperature);
-        ce = match self.ignore_index {
-            Some(index) => ce.ignore_index(index),
-            None => ce.no_ignore_index(),
+        ce = match &self.ignored.0[..] {
+            [] => ce.no_ignore_index(),
+            [one] => ce.ignore_index(*one),
+            all => ce.ignore_indices(all),
         };
         ce = match self.softcap {
             Some(c) if self.caps_infinities => ce.softcap_of_all(c),
@@ -304,7 +332,7 @@ impl<T: Logit> Case<T> {
     pub fn of_shape(input: &mut Input<'_>, rows: usize, vocab: usize) -> Self {
         let double = size_of::<T>() == 8;
         let options = Options::any(input, rows, vocab, double);
-        let targets = OwnedTargets::any(input, rows, vocab, options.ignore_index, double);
+        let targets = OwnedTargets::any(input, rows, vocab, &options.ignored, double);
         let upstream = OwnedUpstream::any(input, rows);
         let x = (0..rows).flat_map(|_| input.row(vocab)).collect();
         Case { rows, vocab, options, targets, upstream, x }
@@ -326,17 +354,16 @@ impl<T: Logit> Case<T> {
         &self.x[i * self.vocab..][..self.vocab]
     }
 
-    /// Whether a row's target is `ignore_index`. To be asked of valid cases.
+    /// Whether a row's target is to be ignored. To be asked of valid cases.
     pub fn is_ignored(&self) -> Vec<bool> {
         match &self.targets {
             OwnedTargets::Classes(ids) => {
-                let ignored = self.options.ignore_index.map(i128::from);
-                ids.values().into_iter().map(|id| Some(id) == ignored).collect()
+                ids.values().into_iter().map(|id| self.options.ignored.contains(id)).collect()
             }
             OwnedTargets::Shifted { ids, sequence, shift } => {
-                let (ids, ignored) = (ids.values(), self.options.ignore_index.map(i128::from));
+                let (ids, ignored) = (ids.values(), &self.options.ignored);
                 let is_ignored =
-                    |row| row % sequence + shift >= *sequence || Some(ids[row + shift]) == ignored;
+                    |row| row % sequence + shift >= *sequence || ignored.contains(ids[row + shift]);
                 (0..self.rows).map(is_ignored).collect()
             }
             _ => vec![false; self.rows],
@@ -369,7 +396,7 @@ impl<T: Logit> Case<T> {
     }
 
     fn target_problems(&self) -> Vec<Error> {
-        let (rows, vocab, ignored) = (self.rows, self.vocab, self.options.ignore_index);
+        let (rows, vocab) = (self.rows, self.vocab);
         let mut problems = Vec::new();
         if !matches!(self.targets, OwnedTargets::Classes(_)) && vocab == 0 && rows > 0 {
             problems.push(Error::NoClasses { rows });
@@ -390,7 +417,8 @@ impl<T: Logit> Case<T> {
             OwnedTargets::Dense(probs) => {
                 length("target probabilities", probs.len(), rows * vocab);
                 problems.extend(precision::<T>("target probabilities", probs));
-                if let Some(ignore_index) = ignored.filter(|&index| index >= 0) {
+                let first = self.options.ignored.0.iter().copied().find(|&id| id >= 0);
+                if let Some(ignore_index) = first {
                     problems.push(Error::IgnoreIndexWithProbs { ignore_index });
                 }
             }
@@ -410,9 +438,9 @@ impl<T: Logit> Case<T> {
     }
 
     fn first_out_of_range(&self, ids: &OwnedIds, k: usize) -> Option<Error> {
-        let (vocab, ignored) = (self.vocab, self.options.ignore_index.map(i128::from));
+        let (vocab, ignored) = (self.vocab, &self.options.ignored);
         let wrong =
-            |&(_, id): &(usize, i128)| Some(id) != ignored && !(0..vocab as i128).contains(&id);
+            |&(_, id): &(usize, i128)| !ignored.contains(id) && !(0..vocab as i128).contains(&id);
         let (i, target) = ids.values().into_iter().enumerate().find(wrong)?;
         Some(Error::TargetOutOfRange { row: i / k.max(1), target, vocab })
     }

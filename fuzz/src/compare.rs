@@ -1,6 +1,6 @@
 //! Two models compared, and scores of sequences.
 
-use crate::case::{OwnedIds, shape};
+use crate::case::{Ignored, OwnedIds, shape};
 use crate::disguise::Mask;
 use crate::input::Input;
 use crate::layout::Layout;
@@ -32,7 +32,7 @@ struct Pair<P, Q> {
     p: Vec<P>,
     q: Vec<Q>,
     targets: Option<OwnedIds>,
-    ignore_index: Option<i64>,
+    ignored: Ignored,
     temperature: f64,
     beta: f64,
     mask: Option<Mask>,
@@ -54,10 +54,15 @@ const OUTPUTS: [&str; 8] = [
 impl<P: Logit, Q: Logit> Pair<P, Q> {
     fn any(input: &mut Input<'_>) -> Self {
         let (rows, vocab) = shape(input);
-        let ignore_index = [Some(-100), Some(0), None][input.below(3)];
+        let ignored = match input.below(4) {
+            0 => Ignored(vec![-100]),
+            1 => Ignored(vec![0]),
+            2 => Ignored(vec![]),
+            _ => Ignored::any(input),
+        };
         let targets = input.flag().then(|| {
             let len = input.length(rows);
-            OwnedIds::any(input, len, vocab, ignore_index)
+            OwnedIds::any(input, len, vocab, &ignored)
         });
         let bits = input.byte();
         let mut lengths = [None; 8];
@@ -81,15 +86,16 @@ impl<P: Logit, Q: Logit> Pair<P, Q> {
                 p.iter().enumerate().map(near).collect()
             }
         };
-        Pair { rows, vocab, p, q, targets, ignore_index, temperature, beta, mask, lengths }
+        Pair { rows, vocab, p, q, targets, ignored, temperature, beta, mask, lengths }
     }
 
     fn compare(&self, backend: Backend) -> Compare<'_> {
         let mut compare =
             Compare::new().backend(backend).temperature(self.temperature).beta(self.beta);
-        compare = match self.ignore_index {
-            Some(index) => compare.ignore_index(index),
-            None => compare.no_ignore_index(),
+        compare = match &self.ignored.0[..] {
+            [] => compare.no_ignore_index(),
+            [one] => compare.ignore_index(*one),
+            all => compare.ignore_indices(all),
         };
         if let Some(ids) = &self.targets {
             compare = compare.targets(ids.ids());
@@ -120,19 +126,19 @@ impl<P: Logit, Q: Logit> Pair<P, Q> {
                 problems.push(Error::TargetCount { rows, targets: 0 });
             }
         }
-        problems.extend(target_problem(self.targets.as_ref(), self.ignore_index, rows, vocab));
+        problems.extend(target_problem(self.targets.as_ref(), &self.ignored, rows, vocab));
         problems
     }
 
     fn is_ignored(&self, row: usize) -> bool {
         let id = self.targets.as_ref().map(|ids| ids.values()[row]);
-        id.is_some() && id == self.ignore_index.map(i128::from)
+        id.is_some_and(|id| self.ignored.contains(id))
     }
 }
 
 fn target_problem(
     ids: Option<&OwnedIds>,
-    ignored: Option<i64>,
+    ignored: &Ignored,
     rows: usize,
     vocab: usize,
 ) -> Option<Error> {
@@ -140,8 +146,7 @@ fn target_problem(
     if ids.len() != rows {
         return Some(Error::TargetCount { rows, targets: ids.len() });
     }
-    let is_fine =
-        |id: i128| Some(id) == ignored.map(i128::from) || (0..vocab as i128).contains(&id);
+    let is_fine = |id: i128| ignored.contains(id) || (0..vocab as i128).contains(&id);
     let row = ids.iter().position(|&id| !is_fine(id))?;
     Some(Error::TargetOutOfRange { row, target: ids[row], vocab })
 }
@@ -318,9 +323,12 @@ fn sequences<T: Logit>(input: &mut Input<'_>) {
         105 => offsets.push(usize::MAX),
         _ => {}
     }
-    let ignored = -100;
+    let ignored = match input.one_in(4) {
+        true => Ignored::any(input),
+        false => Ignored(vec![-100]),
+    };
     let len = input.length(rows);
-    let ids = OwnedIds::any(input, len, vocab, Some(ignored));
+    let ids = OwnedIds::any(input, len, vocab, &ignored);
     let lengths = input.length(offsets.len().saturating_sub(1));
     let x: Vec<T> = (0..rows).flat_map(|_| input.row(vocab)).collect();
     let none = offsets.is_empty().then_some(Error::NoOffsets);
@@ -330,12 +338,12 @@ fn sequences<T: Logit>(input: &mut Input<'_>) {
         let (output, expected) = ("scores", offsets.len() - 1);
         problems.push(Error::OutputLength { output, len: lengths, expected });
     }
-    problems.extend(target_problem(Some(&ids), Some(ignored), rows, vocab));
+    problems.extend(target_problem(Some(&ids), &ignored, rows, vocab));
     let untouched = SequenceScore { logprob: UNTOUCHED, tokens: 77, first_mismatch: Some(7) };
     let mut want: Option<Vec<SequenceScore>> = None;
     for (i, &backend) in Backend::available().iter().enumerate() {
         let at = || format!("{backend}, {offsets:?}, {ids:?}, {rows} x {vocab}, {x:?}");
-        let ce = CrossEntropy::new().backend(backend);
+        let ce = CrossEntropy::new().backend(backend).ignore_indices(&ignored.0);
         let mut scores = vec![untouched; lengths];
         let placed = layout.place(&x, rows, vocab);
         let result = with_threads(i % 2 == 0, || {
@@ -350,13 +358,16 @@ fn sequences<T: Logit>(input: &mut Input<'_>) {
         for (score, pair) in scores.iter().zip(offsets.windows(2)) {
             let (first, count) = (pair[0], pair[1] - pair[0]);
             let view = Logits::new(&x[first * vocab..pair[1] * vocab], count, vocab);
-            let own: Vec<i64> = classes[first..pair[1]].iter().map(|&id| id as i64).collect();
-            let alone = ce.score_sequences(view.expect("some rows"), &own, &[0, count]);
+            // Without a list: -100 for whatever is ignored.
+            let plain = |&id| if ignored.contains(id) { -100 } else { id as i64 };
+            let own: Vec<i64> = classes[first..pair[1]].iter().map(plain).collect();
+            let one = CrossEntropy::new().backend(backend);
+            let alone = one.score_sequences(view.expect("some rows"), &own, &[0, count]);
             assert!(same_score(&alone.expect("valid")[0], score), "{score:?} alone, {}", at());
             let row = |i: usize| {
                 let row: Vec<f64> =
                     x[(first + i) * vocab..][..vocab].iter().map(|x| x.value()).collect();
-                (own[i] != ignored).then(|| (row, own[i] as usize))
+                (own[i] != -100).then(|| (row, own[i] as usize))
             };
             let kept = (0..count).filter_map(row);
             let tokens = kept.clone().count();

@@ -70,7 +70,8 @@ pub fn disguise<T: Logit>(input: &mut Input<'_>, case: Case<T>) -> (Case<T>, Cas
 }
 
 fn shift<T: Logit>(input: &mut Input<'_>, case: &Case<T>) -> Option<(OwnedTargets, OwnedTargets)> {
-    let (OwnedTargets::Classes(ids), Some(ignored)) = (&case.targets, case.options.ignore_index)
+    let (OwnedTargets::Classes(ids), Some(&ignored)) =
+        (&case.targets, case.options.ignored.0.first())
     else {
         return None;
     };

@@ -1,6 +1,6 @@
 //! Everything that is asked about rows at inference: every output, with every option, on every backend.
 
-use crate::case::{OwnedIds, shape};
+use crate::case::{Ignored, OwnedIds, shape};
 use crate::disguise::Mask;
 use crate::input::Input;
 use crate::layout::Layout;
@@ -140,7 +140,7 @@ pub struct Question {
     pub targets: Option<OwnedIds>,
     /// Rows of a sequence, and the shift.
     pub shifted: Option<(usize, usize)>,
-    pub ignore_index: i64,
+    pub ignored: Ignored,
     pub candidates: Option<(OwnedIds, usize)>,
     pub top_k: usize,
     pub entropy: bool,
@@ -154,14 +154,10 @@ pub struct Question {
 
 impl Question {
     fn any(input: &mut Input<'_>, rows: usize, vocab: usize) -> Self {
-        let ignore_index = match input.byte() % 4 {
-            0 | 1 => -100,
-            2 => input.byte().into(),
-            _ => input.pick(&[-1, 0, i64::MIN, i64::MAX]),
-        };
+        let ignored = Ignored::any(input);
         let targets = (!input.one_in(4)).then(|| {
             let len = input.length(rows);
-            OwnedIds::any(input, len, vocab, Some(ignore_index))
+            OwnedIds::any(input, len, vocab, &ignored)
         });
         let shifted = input.one_in(8).then(|| {
             let sequence = if input.flag() { rows } else { input.below(5) };
@@ -171,7 +167,7 @@ impl Question {
             let k = if input.one_in(64) { usize::MAX / 2 } else { input.below(5) };
             let len = input.length(rows * k.min(5));
             // Nothing is ignored: what would be is class 0.
-            (OwnedIds::any(input, len, vocab, None), k)
+            (OwnedIds::any(input, len, vocab, &Ignored(vec![])), k)
         });
         let top_k = match input.byte() {
             byte @ 0..=199 => usize::from(byte) % (vocab.min(LogProbs::MAX_TOP_K) + 1),
@@ -196,7 +192,7 @@ impl Question {
         Question {
             targets,
             shifted,
-            ignore_index,
+            ignored,
             candidates,
             top_k,
             entropy: wanted & 1 == 1,
@@ -224,7 +220,7 @@ impl Question {
     fn plain(&self, backend: Backend) -> LogProbs<'_> {
         let mut ask = LogProbs::new()
             .backend(backend)
-            .ignore_index(self.ignore_index)
+            .ignore_indices(&self.ignored.0)
             .top_k(self.top_k)
             .ranks(self.ranks)
             .entropy(self.entropy)
@@ -256,7 +252,7 @@ impl Question {
                 }
                 None => row,
             };
-            (ids[at] != self.ignore_index.into()).then_some(ids[at] as usize)
+            (!self.ignored.contains(ids[at])).then_some(ids[at] as usize)
         };
         Some((0..rows).map(of).collect())
     }
@@ -330,9 +326,7 @@ impl Question {
             };
             let wrong = |&row: &usize| {
                 let id = at(row).map(|at| values[at]);
-                id.is_some_and(|id| {
-                    id != self.ignore_index.into() && !(0..vocab as i128).contains(&id)
-                })
+                id.is_some_and(|id| !self.ignored.contains(id) && !(0..vocab as i128).contains(&id))
             };
             problems.extend((0..rows).find(wrong).map(|row| {
                 let target = values[at(row).expect("it has a target")];

@@ -91,7 +91,7 @@ fn sparse_is_dense<T: Logit>(case: &Case<T>, want: &Told<T>, backend: Backend) {
     let OwnedTargets::Sparse { ids, probs, k } = &case.targets else { return };
     let mut dense = vec![0.0; case.rows * case.vocab];
     for (i, id) in ids.values().into_iter().enumerate() {
-        if Some(id) != case.options.ignore_index.map(i128::from) {
+        if !case.options.ignored.contains(id) {
             let p = &mut dense[i / k * case.vocab + id as usize];
             // Two probabilities of a class are added in the precision of the results.
             *p = T::Real::round(*p + probs.get(i)).value();
@@ -101,7 +101,7 @@ fn sparse_is_dense<T: Logit>(case: &Case<T>, want: &Told<T>, backend: Backend) {
         targets: OwnedTargets::Dense(Numbers::new(dense.into_iter(), probs.is_double())),
         ..case.clone()
     };
-    dense.options.ignore_index = None;
+    dense.options.ignored.0.clear();
     let got = Told::new(&dense, backend, CONTIGUOUS, &[]);
     for (got, want) in got.calls.iter().zip(&want.calls) {
         // Which class is the most probable one of several that are alike depends on what is listed.

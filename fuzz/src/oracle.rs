@@ -255,10 +255,10 @@ impl<'a> Row<'a> {
                 probs = Some(row);
             }
             OwnedTargets::Sparse { ids, probs: all, k } => {
-                let ignored = options.ignore_index.map(i128::from);
+                let is_kept = |id: i128| !options.ignored.contains(id);
                 let ids = &ids.values()[i * k..][..*k];
                 let (mut row, mut listed) = (vec![0.0; vocab], vec![None; vocab]);
-                for (n, &id) in ids.iter().enumerate().filter(|(_, id)| Some(**id) != ignored) {
+                for (n, &id) in ids.iter().enumerate().filter(|(_, id)| is_kept(**id)) {
                     let (class, p) = (id as usize, all.get(i * k + n));
                     // Two probabilities of a class are added in the precision of the results.
                     row[class] = T::Real::round(row[class] + p).value();
