@@ -40,8 +40,8 @@ use crate::{AllowedTokens, Backend, Comparison, Element, Error, Logits, Targets}
 ///   as 0.
 /// - If either row has a NaN or +inf, or nothing but -inf, or no classes, all results of the pair are NaN. Whether
 ///   the most probable class is the same is known all the same: a NaN is the largest.
-/// - Rows whose target is `ignore_index`, or one of `ignore_indices`, have 0 and `false`, and are not
-///   read, unless their classes lie apart.
+/// - Rows whose target is `ignore_index`, or one of `ignore_indices`, have 0 and `false`, and are
+///   not read, unless their classes lie apart.
 ///
 /// # Example
 /// ```
@@ -171,15 +171,15 @@ impl<'a> Compare<'a> {
         self
     }
 
-    /// The target of rows to leave out, the only one: see [`Compare::ignore_indices`] for several. It may
-    /// be a class.
+    /// The target of rows to leave out, the only one: see [`Compare::ignore_indices`] for several.
+    /// It may be a class.
     pub const fn ignore_index(mut self, ignore_index: i64) -> Self {
         self.ignored = Ignored::one(ignore_index);
         self
     }
 
-    /// The targets of rows to leave out, -100 only if it is among them. They should be a short list, as
-    /// [`CrossEntropy::ignore_indices`](crate::CrossEntropy::ignore_indices).
+    /// The targets of rows to leave out, -100 only if it is among them. They should be a short
+    /// list, as [`CrossEntropy::ignore_indices`](crate::CrossEntropy::ignore_indices).
     ///
     /// ```
     /// use xent::{Compare, CompareOutputs, Logits};

@@ -113,9 +113,9 @@ pub enum EmptyMean {
 /// # Special values
 /// - -inf is a mask: probability 0, exactly. As the target's logit it makes the loss +inf.
 /// - A row with a NaN or +inf, or with nothing but -inf, has loss NaN; other rows are not affected.
-/// - Rows whose target is `ignore_index`, or one of `ignore_indices`, have loss 0, log-probability 0,
-///   logsumexp 0, argmax -1. Nothing is computed from them; they are never read, unless their classes
-///   lie apart.
+/// - Rows whose target is `ignore_index`, or one of `ignore_indices`, have loss 0, log-probability
+///   0, logsumexp 0, argmax -1. Nothing is computed from them; they are never read, unless their
+///   classes lie apart.
 ///
 /// # Example
 /// ```
@@ -259,19 +259,19 @@ impl<'w> CrossEntropy<'w> {
         }
     }
 
-    /// The target of rows to leave out, the only one: see [`CrossEntropy::ignore_indices`] for several.
-    /// It is compared before targets are checked for range, and may itself be a class. With probability
-    /// targets there is nothing to compare: a class is then an error
+    /// The target of rows to leave out, the only one: see [`CrossEntropy::ignore_indices`] for
+    /// several. It is compared before targets are checked for range, and may itself be a class.
+    /// With probability targets there is nothing to compare: a class is then an error
     /// ([`Error::IgnoreIndexWithProbs`]), as in PyTorch, and a negative number without effect.
     pub const fn ignore_index(mut self, ignore_index: i64) -> Self {
         self.ignored = Ignored::one(ignore_index);
         self
     }
 
-    /// The targets of rows to leave out: those of padding and of the end of the text, say. They replace
-    /// what was ignored before, -100 included. What [`CrossEntropy::ignore_index`] says of one id holds
-    /// for each of them. An empty list is [`CrossEntropy::no_ignore_index`]. Order and repetition do not
-    /// matter.
+    /// The targets of rows to leave out: those of padding and of the end of the text, say. They
+    /// replace what was ignored before, -100 included. What [`CrossEntropy::ignore_index`] says of
+    /// one id holds for each of them. An empty list is [`CrossEntropy::no_ignore_index`]. Order and
+    /// repetition do not matter.
     ///
     /// It should be a short list: a target is compared with one id after the other.
     ///

@@ -114,8 +114,8 @@ impl<'a> LogProbs<'a> {
         self
     }
 
-    /// The target of rows that are not read, the only one: see [`LogProbs::ignore_indices`] for several.
-    /// It may be a class.
+    /// The target of rows that are not read, the only one: see [`LogProbs::ignore_indices`] for
+    /// several. It may be a class.
     pub const fn ignore_index(mut self, ignore_index: i64) -> Self {
         self.ignored = Ignored::one(ignore_index);
         self

@@ -198,7 +198,8 @@ impl ShardedCrossEntropy<'_> {
     }
 
     /// A number that all processes which share so many rows have in common: of the vocabulary, the options (other than
-    /// mask and backend; ids to ignore in any order), the targets and the token weights. Different ones say that statistics must not be merged.
+    /// mask and backend), the targets and the token weights. Ids to ignore count as a set.
+    /// Different numbers say that statistics must not be merged.
     ///
     /// ```
     /// use xent::{CrossEntropy, Shard};

@@ -1,4 +1,4 @@
-//! Several ignored ids: every call yields the bits that it yields with -100 in the place of each of them.
+//! Several ignored ids: every call yields the bits that it yields with -100 in the place of each.
 
 mod common;
 
@@ -416,7 +416,7 @@ proptest! {
         let logits = Logits::new(&x, 4, vocab).unwrap();
         let owned = AnyIds::new(kind, &ids);
         let error = |row| Error::TargetOutOfRange { row, target: ids[row], vocab };
-        let expected = ids.iter().position(|id| bad(id)).map(error);
+        let expected = ids.iter().position(&bad).map(error);
 
         let ce = CrossEntropy::new().ignore_indices(&list);
         let mut losses = [7.0; 4];
@@ -432,7 +432,7 @@ proptest! {
         // Sparse probabilities, of which there are two in a row.
         let logits = Logits::new(&x[..2 * vocab], 2, vocab).unwrap();
         let error = |i| Error::TargetOutOfRange { row: i / 2, target: ids[i], vocab };
-        let expected = ids.iter().position(|id| bad(id)).map(error);
+        let expected = ids.iter().position(bad).map(error);
         let sparse = SparseProbs::new(owned.ids(), &[0.5_f32; 4], 2);
         let ce = CrossEntropy::new().ignore_indices(&list);
         prop_assert_eq!(ce.forward(logits, sparse).err(), expected);

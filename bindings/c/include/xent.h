@@ -624,12 +624,11 @@ xent_status xent_options_free(struct xent_options *options);
 // Sets the target of rows to leave out, the only one. It may be a class.
 xent_status xent_options_set_ignore_index(struct xent_options *options, int64_t ignore_index);
 
-// Sets the targets of rows to leave out, padding and end of text, say; they are copied. They replace what was ignored
-// before, -100 included. Each may be a class. Without any it is `xent_options_set_no_ignore_index`. It should be a short
-// list: a target is compared with one id after the other.
-xent_status xent_options_set_ignore_indices(struct xent_options *options,
-                                            const int64_t *ids,
-                                            size_t len);
+// Sets the targets of rows to leave out: those of padding and of the end of the text, say. They
+// are copied. They replace what was ignored before, -100 included. Each may be a class. No ids at
+// all are `xent_options_set_no_ignore_index`. It should be a short list: a target is compared with
+// one id after the other.
+xent_status xent_options_set_ignore_indices(struct xent_options *options, const int64_t *ids, size_t len);
 
 // No row is left out: every target has to be a class.
 xent_status xent_options_set_no_ignore_index(struct xent_options *options);

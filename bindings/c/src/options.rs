@@ -16,8 +16,8 @@ use xent::{Backend, CrossEntropy, EmptyMean, Error, Logits, Reduction, on_callin
 /// Any number of threads may use the same options at once. Nobody may set or free them meanwhile.
 #[derive(Clone)]
 pub struct xent_options {
-    /// All options of a loss. Borrows from `values.class_weights` and `values.ignored`, which are never changed, only
-    /// replaced together with it.
+    /// All options of a loss. Borrows from `values.class_weights` and `values.ignored`, which are
+    /// never changed, only replaced together with it.
     cross_entropy: CrossEntropy<'static>,
     values: Values,
 }
@@ -338,9 +338,10 @@ pub unsafe extern "C" fn xent_options_set_ignore_index(
     }
 }
 
-/// Sets the targets of rows to leave out, padding and end of text, say; they are copied. They replace what was ignored
-/// before, -100 included. Each may be a class. Without any it is `xent_options_set_no_ignore_index`. It should be a short
-/// list: a target is compared with one id after the other.
+/// Sets the targets of rows to leave out: those of padding and of the end of the text, say. They
+/// are copied. They replace what was ignored before, -100 included. Each may be a class. No ids at
+/// all are `xent_options_set_no_ignore_index`. It should be a short list: a target is compared with
+/// one id after the other.
 ///
 /// # Safety
 /// As `xent_options_set_ignore_index`; and `ids` is NULL or there are `len` of them.
