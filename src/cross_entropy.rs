@@ -731,6 +731,7 @@ impl<'w> CrossEntropy<'w> {
         Transform {
             scale: self.logit_scale,
             temperature: self.temperature,
+            origin: 0.0,
             softcap: self.softcap,
             allowed: None,
             bias: &[],

@@ -100,10 +100,15 @@ pub(crate) mod sealed {
         where
             Self: super::Element;
 
-        /// The logit of a class as the transform leaves it, with the bits of the kernels.
+        /// The logit of a class as the transform leaves it before the temperature, with the bits of the kernels.
         #[doc(hidden)]
         #[expect(private_interfaces, reason = "other crates cannot call it")]
-        fn transformed(transform: &Transform<'_>, class: usize, x: Self) -> f64;
+        fn raw(transform: &Transform<'_>, class: usize, x: Self) -> f64;
+
+        /// What the temperature makes of that.
+        #[doc(hidden)]
+        #[expect(private_interfaces, reason = "other crates cannot call it")]
+        fn cooled(transform: &Transform<'_>, raw: f64) -> f64;
 
         /// What [`crate::LogProbs`] finds about a row, in so many parts.
         #[doc(hidden)]
@@ -178,8 +183,11 @@ pub(crate) mod sealed {
                     AnyLogits::$any(logits)
                 }
 
-                fn transformed(transform: &Transform<'_>, class: usize, x: $type) -> f64 {
-                    transform.one_f32(class, x.widen()).into()
+                fn raw(transform: &Transform<'_>, class: usize, x: $type) -> f64 {
+                    transform.raw_f32(class, x.widen()).into()
+                }
+                fn cooled(transform: &Transform<'_>, raw: f64) -> f64 {
+                    transform.cooled_f32(raw as f32).into()
                 }
                 fn found<'s>(
                     kernels: Kernels,
@@ -271,8 +279,11 @@ pub(crate) mod sealed {
         fn transpose(_: Kernels, job: &mut Transpose<'_, f64>) {
             job.run_scalar();
         }
-        fn transformed(transform: &Transform<'_>, class: usize, x: f64) -> f64 {
-            transform.one(class, x).0
+        fn raw(transform: &Transform<'_>, class: usize, x: f64) -> f64 {
+            transform.one_raw(class, x).0
+        }
+        fn cooled(transform: &Transform<'_>, raw: f64) -> f64 {
+            transform.cooled(raw)
         }
         fn found<'s>(
             _: Kernels,
@@ -288,6 +299,7 @@ pub(crate) mod sealed {
                 ranks: found.ranks,
                 top: scratch.top.entries(),
                 argmax: if found.argmax == NONE { -1 } else { found.argmax.into() },
+                max: found.max,
                 drawn: found.drawn,
             }
         }

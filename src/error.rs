@@ -294,6 +294,24 @@ pub enum Error {
         /// How many have it.
         shards: u32,
     },
+    /// Two shards have classes in common. Each is given by its first class and the one beyond its last.
+    #[error("the shards of classes {}..{} and {}..{} overlap", .a.0, .a.1, .b.0, .b.1)]
+    ShardOverlap {
+        /// Of the one.
+        a: (usize, usize),
+        /// Of the other.
+        b: (usize, usize),
+    },
+    /// Two shards are no parts of one row: they were asked different things.
+    #[error("the shards do not belong together: their {what} is {a} here and {b} there")]
+    ShardOptions {
+        /// In what they differ.
+        what: &'static str,
+        /// Of the one.
+        a: String,
+        /// Of the other.
+        b: String,
+    },
     /// Bytes that are no statistics of a row.
     #[error("these bytes are no statistics of a row, or of another version of this crate")]
     RowStatsBytes,

@@ -256,6 +256,7 @@ impl<'a> LogProbs<'a> {
             ranks: out.ranks.is_some() || out.strict_ranks.is_some(),
             strict_ranks: out.strict_ranks.is_some(),
             top_k: if out.top_ids.is_some() || out.top_logprobs.is_some() { self.top_k } else { 0 },
+            loss: out.logprobs.is_some(),
         };
         let ask = self.check(rows, vocab, 0, vocab, wanted)?;
         out.check(rows, &ask)?;
@@ -269,8 +270,7 @@ impl<'a> LogProbs<'a> {
             && out.wants_loss_only()
             && ask.parts_of_rows(rows, vocab) == 1
         {
-            let TokenOutputs { logprobs, logsumexp, .. } = out;
-            let out = RowSlices { logprobs, logsumexp, ..RowSlices::default() };
+            let out = RowSlices { logprobs: out.logprobs, ..RowSlices::default() };
             let job = forward::Job { logits, targets, out, argmax: false };
             columns::run(kernels, job, logits.columns(), None);
             return Ok(());
@@ -312,7 +312,13 @@ impl<'a> LogProbs<'a> {
         }
         let top = self.check_top_k(vocab)?;
         // Before memory is taken for rows that there may be no targets for.
-        let wanted = Wanted { level: sum::STEPS, ranks: false, strict_ranks: false, top_k: top };
+        let wanted = Wanted {
+            level: sum::STEPS,
+            ranks: false,
+            strict_ranks: false,
+            top_k: top,
+            loss: false,
+        };
         self.check(rows, vocab, 0, vocab, wanted)?;
         let mut found = TokenLogProbs {
             logprobs: zeros(per_row(targets), 1)?,
@@ -381,6 +387,7 @@ impl<'a> LogProbs<'a> {
             ranks: self.ranks,
             strict_ranks: self.ranks,
             top_k: self.check_top_k(vocab)?,
+            loss: true,
         };
         let mut ask = self.check(rows, classes, first, vocab, wanted)?;
         if let Some(logits) = target_logits {
@@ -465,6 +472,7 @@ impl<'a> LogProbs<'a> {
             allowed,
             wanted,
             first_class,
+            vocab: vocab as u32,
         })
     }
 }
@@ -637,6 +645,7 @@ impl<'a, R> TokenOutputs<'a, R> {
             && self.argmax.is_none()
             && self.entropy.is_none()
             && self.varentropy.is_none()
+            && self.logsumexp.is_none()
             && self.sampled.is_none()
             && self.sampled_logprobs.is_none()
     }
@@ -737,6 +746,8 @@ pub(crate) struct Ask<'a> {
     wanted: Wanted,
     /// Of the shard.
     first_class: usize,
+    /// Of the whole vocabulary.
+    vocab: u32,
 }
 
 impl Ask<'_> {
@@ -769,13 +780,22 @@ pub(crate) struct Scratch<R> {
 /// What was found about a row, in numbers that are not rounded yet.
 pub(crate) struct Found<'s, R> {
     pub(crate) distribution: Distribution,
-    /// Of the target, if it has a number of its own; or else that of its logit.
+    /// Of the target, if the pass had a sum without it; or else that of its logit.
     pub(crate) logprob: Option<f64>,
     pub(crate) logsumexp: f64,
     pub(crate) ranks: (u64, u64),
     pub(crate) top: &'s [(R, u32)],
     pub(crate) argmax: i64,
+    /// The largest logit before the temperature; -inf if there is a NaN.
+    pub(crate) max: f64,
     pub(crate) drawn: Option<(u32, f64)>,
+}
+
+impl<R> Found<'_, R> {
+    /// Whether a low temperature, and not the row, has made infinities.
+    fn is_out_of_range(&self, transform: &Transform<'_>) -> bool {
+        transform.temperature < 1.0 && self.distribution.nll.is_nan() && self.max.is_finite()
+    }
 }
 
 impl<T: Element> Batch<'_, T> {
@@ -795,7 +815,7 @@ impl<T: Element> Batch<'_, T> {
                 },
             };
             let x = self.logits.row(i);
-            let transform = Transform {
+            let mut transform = Transform {
                 allowed: ask.allowed.map(|allowed| allowed.row(row)),
                 bias: ask.bias.map_or(&[], |bias| bias.row(row)),
                 ..ask.transform
@@ -803,8 +823,8 @@ impl<T: Element> Batch<'_, T> {
             let local = target
                 .and_then(|target| target.checked_sub(ask.first_class))
                 .filter(|&target| target < x.len());
-            let own = local.map(|class| T::transformed(&transform, class, x[class]));
-            let part = Part {
+            let own = local.map(|class| T::raw(&transform, class, x[class]));
+            let mut part = Part {
                 row: x,
                 classes: 0..x.len(),
                 transform,
@@ -813,16 +833,24 @@ impl<T: Element> Batch<'_, T> {
                 target_logit: own.or(ask.target_logits.map(|logits| logits[row].into())),
                 draw: ask.samples.map(|samples| samples[row].draw()),
                 first_id: ask.first_class as u32,
+                vocab: ask.vocab,
             };
             match &mut self.out {
                 Sink::Stats(out) => T::row_stats(kernels, &part, parts, &mut out[i]),
                 Sink::Outputs(out) => {
-                    let found = T::found(kernels, &part, parts, &mut scratch);
+                    let mut found = T::found(kernels, &part, parts, &mut scratch);
+                    if found.is_out_of_range(&transform) {
+                        transform.origin = found.max;
+                        part.transform.origin = found.max;
+                        found = T::found(kernels, &part, parts, &mut scratch);
+                    }
                     let z = |id: i128| {
                         let class = id as usize;
-                        T::transformed(&transform, class, x[class])
+                        T::cooled(&transform, T::raw(&transform, class, x[class]))
                     };
-                    out.write(i, row, &found, target.zip(own), ask, z);
+                    let cooled = |raw: f64| T::cooled(&transform, raw);
+                    let target_logit = own.map(cooled);
+                    out.write(i, row, &found, target_logit, ask, z, |raw| cooled(raw.into()));
                 }
             }
         }
@@ -839,24 +867,23 @@ impl<R: Real> Sink<'_, R> {
 }
 
 impl<R: Real> TokenOutputs<'_, R> {
-    /// Row `i` of these, which is row `row` of the inputs. The target comes with its logit.
+    /// Row `i` of these, which is row `row` of the inputs.
     fn write(
         &mut self,
         i: usize,
         row: usize,
         found: &Found<'_, R>,
-        target: Option<(usize, f64)>,
+        target_logit: Option<f64>,
         ask: &Ask<'_>,
         z: impl Fn(i128) -> f64,
+        cooled: impl Fn(R) -> f64,
     ) {
         let Distribution { entropy, varentropy, .. } = found.distribution;
-        let logprob = |id: i128, z: f64| match (target, found.logprob) {
-            (Some((target, _)), Some(logprob)) if id == target as i128 => logprob,
-            _ => found.distribution.logprob(z),
-        };
+        // Of any token but the target of the row: they must not depend on which that is.
+        let logprob = |z: f64| found.distribution.logprob(z);
         if let Some(out) = &mut self.logprobs {
-            let of_target = target.map_or(f64::NAN, |(id, z)| logprob(id as i128, z));
-            out[i] = rounded(of_target);
+            out[i] =
+                rounded(found.logprob.unwrap_or_else(|| target_logit.map_or(f64::NAN, logprob)));
         }
         if let Some(out) = &mut self.ranks {
             out[i] = found.ranks.0 as i64;
@@ -867,7 +894,7 @@ impl<R: Real> TokenOutputs<'_, R> {
         if let Some((out, (ids, k))) = self.candidates.as_mut().zip(ask.candidates) {
             for (j, out) in out[i * k..][..k].iter_mut().enumerate() {
                 let id = ids.get(row * k + j);
-                *out = rounded(logprob(id, z(id)));
+                *out = rounded(logprob(z(id)));
             }
         }
         let k = ask.wanted.top_k;
@@ -877,12 +904,8 @@ impl<R: Real> TokenOutputs<'_, R> {
             }
         }
         if let Some(out) = &mut self.top_logprobs {
-            let mut last = None;
-            for (out, &(z, id)) in out[i * k..][..k].iter_mut().zip(found.top) {
-                let logprob: R = rounded(logprob(id.into(), z.into()));
-                // The target may be rounded up where one before it, with the same logit, is not.
-                *out = last.filter(|&last| logprob > last).unwrap_or(logprob);
-                last = Some(*out);
+            for (out, &(raw, _)) in out[i * k..][..k].iter_mut().zip(found.top) {
+                *out = rounded(logprob(cooled(raw)));
             }
         }
         if let Some(out) = &mut self.argmax {
@@ -901,7 +924,7 @@ impl<R: Real> TokenOutputs<'_, R> {
             out[i] = found.drawn.map_or(-1, |(id, _)| id.into());
         }
         if let Some(out) = &mut self.sampled_logprobs {
-            out[i] = rounded(found.drawn.map_or(f64::NAN, |(id, z)| logprob(id.into(), z)));
+            out[i] = rounded(found.drawn.map_or(f64::NAN, |(_, z)| logprob(z)));
         }
     }
 

@@ -52,7 +52,7 @@ pub struct LossStats {
 }
 
 /// A number for where a range begins, less one for where it ends: those of neighbours cancel.
-fn seams(classes: Range<usize>) -> u64 {
+pub(crate) fn seams(classes: Range<usize>) -> u64 {
     // The finalizer of MurmurHash3.
     let mix = |at: usize| {
         let mut x = at as u64;

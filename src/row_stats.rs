@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 use crate::bytes::{In, Out, total_bytes};
-use crate::kernel::logprobs::Wanted;
+use crate::kernel::logprobs::Part;
 use crate::kernel::sum;
 use crate::kernel::top::{MAX_TOP_K, Top};
 use crate::kernel::total::Total;
+use crate::kernel::transform::Transform;
 use crate::logprobs::{Found, rounded};
+use crate::loss_stats::seams;
 use crate::{Error, LogSumExp, math};
 
 /// No token.
@@ -16,7 +18,9 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// shards it says everything about the row that [`LogProbs`](crate::LogProbs) does. What
 /// [`LogProbs::row_stats`](crate::LogProbs::row_stats) yields.
 ///
-/// [`RowStats::merge`] is commutative and associative, to the bit: sums are kept exactly. Shards that begin at multiples
+/// [`RowStats::merge`] is commutative and associative, to the bit: sums are kept exactly. It refuses shards that overlap;
+/// what has a gap in it answers nothing until that is filled, and [`RowStats::check`] says whether all classes of the
+/// vocabulary are there. Shards that begin at multiples
 /// of [`RowStats::CHUNK`] have the parts that a whole row has, and yield its bits; other shards the same within 1 ULP,
 /// the varentropy within what [`LogProbs`](crate::LogProbs) says of it (`tests/shards.rs`). (The last digits of merged sums may depend on the order where logits are beyond 363,000, or
 /// without fused multiply-add beyond 355.) [`RowStats::default`] is the identity. [`RowStats::to_bytes`] is a fixed
@@ -34,7 +38,8 @@ pub(crate) const NONE: u32 = u32::MAX;
 ///     ask.row_stats(Logits::new(x, 1, 2)?, Shard::new(first, 4), &mut stats)?;
 ///     Ok(stats[0])
 /// };
-/// let row = part(0, &row[..2])?.merge(&part(2, &row[2..])?); // of two processes, say
+/// let row = part(0, &row[..2])?.merge(&part(2, &row[2..])?)?; // of two processes, say
+/// row.check(0)?;
 /// assert_eq!(row.loss().map(|loss| loss as f32), Some(1.4401897));
 /// assert_eq!(row.top_k().map(|top| top.id).collect::<Vec<_>>(), [1, 2]);
 /// assert_eq!(row.argmax(), Some(1));
@@ -42,10 +47,13 @@ pub(crate) const NONE: u32 = u32::MAX;
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct RowStats {
-    /// Over all classes but the target.
+    /// Over all classes: nothing of it depends on the target.
     pub(crate) all: Total,
-    /// Over all but the target and the largest of the others.
+    /// Over all but the largest.
     pub(crate) tail: Total,
+    /// Over all but the target, without moments: what the loss is made of.
+    pub(crate) others: Total,
+    /// The largest logit before the temperature, as all logits here.
     pub(crate) best: f32,
     pub(crate) best_id: u32,
     pub(crate) target: f32,
@@ -53,11 +61,69 @@ pub struct RowStats {
     /// Other classes that are at least the target, and above it.
     pub(crate) ge: u64,
     pub(crate) gt: u64,
-    pub(crate) first_id: u32,
     pub(crate) nan_id: u32,
     pub(crate) top: Top<f32>,
     pub(crate) drawn: Drawn,
     has: u8,
+    classes: Classes,
+    temperature: f64,
+    /// That of the transform, which no shard has.
+    origin: f32,
+}
+
+/// Which classes of the vocabulary were seen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Classes {
+    /// Of the whole vocabulary; 0 if nothing was seen.
+    vocab: u32,
+    /// From the first of them to beyond the last: `NONE` and 0 if there are none.
+    first: u32,
+    end: u32,
+    count: u64,
+    /// As of [`crate::LossStats`].
+    seams: u64,
+}
+
+impl Classes {
+    const NONE: Classes = Classes { vocab: 0, first: NONE, end: 0, count: 0, seams: 0 };
+
+    fn new(vocab: u32, first: u32, end: u32) -> Self {
+        if first >= end {
+            return Classes { vocab, ..Classes::NONE };
+        }
+        let count = u64::from(end - first);
+        Classes { vocab, first, end, count, seams: seams(first as usize..end as usize) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Whether each class from the first to the last was seen once.
+    fn is_contiguous(&self) -> bool {
+        self.is_empty() || self.seams == seams(self.first as usize..self.end as usize)
+    }
+
+    fn with(&self, other: &Classes) -> Classes {
+        Classes {
+            vocab: self.vocab.max(other.vocab),
+            first: self.first.min(other.first),
+            end: self.end.max(other.end),
+            count: self.count.saturating_add(other.count),
+            seams: self.seams.wrapping_add(other.seams),
+        }
+    }
+
+    /// Whether both have a class for sure. Parts with gaps may each have what the other lacks.
+    fn overlap(&self, other: &Classes) -> bool {
+        if self.is_empty() || other.is_empty() {
+            return false;
+        }
+        let both = self.with(other);
+        let too_many = both.count > u64::from(both.end) - u64::from(both.first);
+        let meet = self.first < other.end && other.first < self.end;
+        too_many || meet && self.is_contiguous() && other.is_contiguous()
+    }
 }
 
 /// A token that was drawn.
@@ -126,13 +192,6 @@ impl Distribution {
     }
 }
 
-/// What a part of a row was asked, besides [`Wanted`]: the rank of a target, to draw a token.
-#[derive(Clone, Copy)]
-pub(crate) struct Known {
-    pub(crate) target: bool,
-    pub(crate) draw: bool,
-}
-
 impl Default for RowStats {
     /// The identity of [`RowStats::merge`]: no classes.
     fn default() -> Self {
@@ -140,17 +199,20 @@ impl Default for RowStats {
         RowStats {
             all: empty,
             tail: empty,
+            others: empty,
             best: f32::NEG_INFINITY,
             best_id: NONE,
             target: f32::NEG_INFINITY,
             target_id: NONE,
             ge: 0,
             gt: 0,
-            first_id: NONE,
             nan_id: NONE,
             top: Top::new(MAX_TOP_K),
             drawn: Drawn::NOTHING,
             has: HAS_ALL,
+            classes: Classes::NONE,
+            temperature: 1.0,
+            origin: 0.0,
         }
     }
 }
@@ -166,30 +228,97 @@ impl RowStats {
     /// classes.
     pub const CHUNK: usize = sum::CHUNK;
 
-    pub(crate) fn clear(&mut self, fused: bool, wanted: &Wanted, known: Known, first_id: u32) {
+    pub(crate) fn clear(&mut self, fused: bool, part: &Part<'_>) {
+        let wanted = &part.wanted;
         let level = |level, flag| if wanted.level >= level { flag } else { 0 };
-        (self.all, self.tail) = (Total::empty(fused), Total::empty(fused));
+        let empty = Total::empty(fused);
+        (self.all, self.tail, self.others) = (empty, empty, empty);
         (self.best, self.best_id) = (f32::NEG_INFINITY, NONE);
         (self.target, self.target_id) = (f32::NEG_INFINITY, NONE);
         (self.ge, self.gt) = (0, 0);
-        (self.first_id, self.nan_id) = (first_id, NONE);
+        self.nan_id = NONE;
         self.top.clear(wanted.top_k);
         self.drawn = Drawn::NOTHING;
         self.has = level(sum::FIRST, HAS_ENTROPY)
             | level(sum::SECOND, HAS_VARENTROPY)
-            | if wanted.ranks && known.target { HAS_RANKS } else { 0 }
-            | if known.draw { HAS_DRAWN } else { 0 };
+            | if wanted.ranks && part.target_logit.is_some() { HAS_RANKS } else { 0 }
+            | if part.draw.is_some() { HAS_DRAWN } else { 0 };
+        let (first, end) = (part.id(part.classes.start), part.id(part.classes.end));
+        self.classes = Classes::new(part.vocab, first, end);
+        let Transform { temperature, origin, .. } = part.transform;
+        (self.temperature, self.origin) = (temperature, origin as f32);
+    }
+
+    /// A logit as the temperature leaves it.
+    fn cooled(&self, logit: f32) -> f32 {
+        let (temperature, origin) = (self.temperature, f64::from(self.origin));
+        Transform { temperature, origin, ..Transform::IDENTITY }.cooled_f32(logit)
     }
 
     /// The statistics of the classes of both, which must not have any in common. They must stem from calls with the
     /// same options.
-    pub fn merge(&self, other: &RowStats) -> RowStats {
+    ///
+    /// # Errors
+    /// [`Error::ShardOverlap`] for shards that have classes in common, as far as can be told before all are merged: of
+    /// neighbours always, of merged parts with gaps if they are too many for what they are part of, and
+    /// [`RowStats::check`] finds the rest. [`Error::ShardOptions`] for shards of vocabularies of different sizes, or at
+    /// different temperatures.
+    ///
+    /// ```
+    /// use xent::{LogProbs, Logits, RowStats, Shard};
+    ///
+    /// let part = |first: usize, x: &[f32]| -> Result<RowStats, xent::Error> {
+    ///     let mut stats = [RowStats::default()];
+    ///     let logits = Logits::new(x, 1, x.len())?;
+    ///     LogProbs::new().row_stats(logits, Shard::new(first, 4), &mut stats)?;
+    ///     Ok(stats[0])
+    /// };
+    /// let (a, b) = (part(0, &[1.0, 2.0, 3.0])?, part(1, &[2.0, 3.0, 0.5])?);
+    /// let error = a.merge(&b).unwrap_err().to_string();
+    /// assert_eq!(error, "the shards of classes 0..3 and 1..4 overlap");
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn merge(&self, other: &RowStats) -> Result<RowStats, Error> {
+        let (a, b) = (&self.classes, &other.classes);
+        if a.vocab != 0 && b.vocab != 0 {
+            if a.vocab != b.vocab {
+                let (a, b) = (a.vocab.to_string(), b.vocab.to_string());
+                return Err(Error::ShardOptions { what: "vocabulary", a, b });
+            }
+            if self.temperature != other.temperature {
+                let (a, b) = (self.temperature.to_string(), other.temperature.to_string());
+                return Err(Error::ShardOptions { what: "temperature", a, b });
+            }
+        }
+        if a.overlap(b) || self.has_target() && other.has_target() {
+            let [a, b] = [a, b].map(|classes| (classes.first as usize, classes.end as usize));
+            return Err(Error::ShardOverlap { a, b });
+        }
         let mut merged = *self;
         merged.add(other);
-        merged
+        Ok(merged)
+    }
+
+    /// Whether each class of the vocabulary was merged once.
+    ///
+    /// # Errors
+    /// [`Error::ShardClasses`] if there are more or fewer classes than the vocabulary has, [`Error::ShardSeams`] if there
+    /// are as many, but some twice and others not at all. They name `row`, which only the caller knows.
+    pub fn check(&self, row: usize) -> Result<(), Error> {
+        let Classes { vocab, first, end, count, .. } = self.classes;
+        if count != u64::from(vocab) {
+            return Err(Error::ShardClasses { row, classes: count, vocab: vocab as usize });
+        }
+        if !self.classes.is_contiguous() || count > 0 && (first, end) != (0, vocab) {
+            return Err(Error::ShardSeams { row });
+        }
+        Ok(())
     }
 
     pub(crate) fn add(&mut self, other: &RowStats) {
+        if self.classes.vocab == 0 {
+            (self.temperature, self.origin) = (other.temperature, other.origin);
+        }
         let is_lower = other.best == self.best && other.best_id < self.best_id;
         if other.best > self.best || is_lower {
             let mut tail = other.tail;
@@ -200,13 +329,14 @@ impl RowStats {
             self.tail.merge(&other.all);
         }
         self.all.merge(&other.all);
+        self.others.merge(&other.others);
         self.flag_tail();
         if other.target_id != NONE {
             (self.target, self.target_id) = (other.target, other.target_id);
         }
         self.ge = self.ge.saturating_add(other.ge);
         self.gt = self.gt.saturating_add(other.gt);
-        self.first_id = self.first_id.min(other.first_id);
+        self.classes = self.classes.with(&other.classes);
         self.nan_id = self.nan_id.min(other.nan_id);
         self.top.merge(&other.top);
         self.drawn.offer(other.drawn);
@@ -231,12 +361,9 @@ impl RowStats {
 
     /// The token with the largest logit, as temperature 0 draws it.
     pub(crate) fn draw_greedily(&mut self) {
-        let (mut logit, mut id) = (self.best, self.best_id);
-        if self.target > logit || self.target == logit && self.target_id < id {
-            (logit, id) = (self.target, self.target_id);
-        }
+        let (logit, id) = (self.best, self.best_id);
         if id != NONE && logit > f32::NEG_INFINITY {
-            self.drawn = Drawn { score: logit.into(), id, logit };
+            self.drawn = Drawn { score: logit.into(), id, logit: self.cooled(logit) };
         }
     }
 
@@ -244,36 +371,22 @@ impl RowStats {
         self.all.fused
     }
 
+    /// That of the row, whatever the target.
     pub(crate) fn distribution(&self) -> Distribution {
-        let (max, other) = if self.target > self.best {
-            (self.target, self.best)
-        } else {
-            (self.best, self.target)
-        };
-        let poisoned = self.all.nan | self.all.inf || self.target.is_nan();
-        if poisoned || !max.is_finite() {
+        let max = self.cooled(self.best);
+        let poisoned = self.all.nan | self.all.inf;
+        if poisoned || !max.is_finite() || !self.classes.is_contiguous() {
             return Distribution::NAN;
         }
         let max = f64::from(max);
-        let mut distribution = [0.0; 3];
         let tail = self.tail.moments();
-        if !tail.sum.is_empty() {
-            let factor = math::exp(tail.sum.ln_unit(self.fused(), -max));
-            let by = max - f64::from(tail.sum.origin());
-            let [sum, first, second] = [tail.sum.sum, tail.first, tail.second].map(|v| factor * v);
-            distribution = [sum, by * sum - first, second - by * (2.0 * first - by * sum)];
+        if tail.sum.is_empty() {
+            return Distribution::new(max, 0.0, 0.0, 0.0);
         }
-        if other > f32::NEG_INFINITY {
-            let below = max - f64::from(other);
-            let e = math::exp(-below);
-            if e > 0.0 {
-                for (v, power) in distribution.iter_mut().zip([e, e * below, e * below * below]) {
-                    *v += power;
-                }
-            }
-        }
-        let [sum, first, second] = distribution;
-        Distribution::new(max, sum, first, second)
+        let factor = math::exp(tail.sum.ln_unit(self.fused(), -max));
+        let by = max - f64::from(tail.sum.origin());
+        let [sum, first, second] = [tail.sum.sum, tail.first, tail.second].map(|v| factor * v);
+        Distribution::new(max, sum, by * sum - first, second - by * (2.0 * first - by * sum))
     }
 
     /// The negative log-probability of the target, with the bits that [`CrossEntropy`](crate::CrossEntropy) yields
@@ -281,7 +394,8 @@ impl RowStats {
     ///
     /// Rounded to `f32` within 1 ULP. NaN for rows with NaN or +inf, or nothing but -inf.
     pub fn loss(&self) -> Option<f64> {
-        self.has_target().then(|| self.all.sum().loss(self.fused(), self.target))
+        let others = || self.others.sum().loss(self.fused(), self.cooled(self.target));
+        (self.has_target() && self.classes.is_contiguous()).then(others)
     }
 
     fn has_target(&self) -> bool {
@@ -293,32 +407,32 @@ impl RowStats {
         self.loss().map(|loss| 0.0 - loss)
     }
 
-    /// The transformed logit of the target, which other shards need to count its rank
+    /// The logit of the target after bias and mask and before the temperature, which other shards need to count its rank
     /// ([`Shard::target_logits`](crate::Shard::target_logits)).
     pub fn target_logit(&self) -> Option<f32> {
         self.has_target().then_some(self.target)
     }
 
-    /// `ln(sum_j e^z[j])`: -inf for nothing but -inf or no classes, +inf if there is one, NaN if there is one.
+    /// `ln(sum_j e^z[j])`: -inf for nothing but -inf or no classes, +inf if there is one, NaN if there is one, or a gap.
     pub fn logsumexp(&self) -> f64 {
-        self.lse().value()
-    }
-
-    fn lse(&self) -> sum::Lse {
-        let sum = self.all.sum();
-        match self.loss() {
-            Some(loss) => sum.lse_with(self.fused(), self.target, loss),
-            None => sum.lse(self.fused()),
+        if !self.classes.is_contiguous() {
+            return f64::NAN;
         }
+        self.all.sum().lse(self.fused()).value() + f64::from(self.origin) / self.temperature
     }
 
     /// The logsumexp as [`CrossEntropy::backward`](crate::CrossEntropy::backward) needs it: with it each shard computes
-    /// the gradient of its own classes.
+    /// the gradient of its own classes. With a target it has the bits that
+    /// [`RowOutputs::saved`](crate::RowOutputs::saved) has.
     pub fn saved(&self) -> LogSumExp {
-        crate::kernel::single::saved(self.lse())
+        let lse = match self.loss() {
+            Some(loss) => self.others.sum().lse_with(self.fused(), self.cooled(self.target), loss),
+            None => self.all.sum().lse(self.fused()),
+        };
+        crate::kernel::single::saved(lse)
     }
 
-    /// The log-probability of a token with that logit (as the transform leaves it).
+    /// The log-probability of a token with that logit, as the transform leaves it: [`TopToken::logit`].
     pub fn logprob_of(&self, logit: f32) -> f64 {
         self.distribution().logprob(logit.into())
     }
@@ -334,7 +448,7 @@ impl RowStats {
     }
 
     fn ranks(&self) -> Option<(u64, u64)> {
-        (self.has(HAS_RANKS) && self.has_target()).then(|| {
+        (self.has(HAS_RANKS) && self.has_target() && self.classes.is_contiguous()).then(|| {
             if self.target.is_nan() {
                 (0, 0)
             } else {
@@ -351,14 +465,10 @@ impl RowStats {
     /// or as there are classes.
     pub fn top_k(&self) -> impl Iterator<Item = TopToken> + '_ {
         let distribution = self.distribution();
-        let mut last = f32::INFINITY;
-        self.top.entries().iter().map(move |&(logit, id)| {
-            let logprob: f32 = rounded(self.logprob_at(&distribution, id, logit));
-            // The target may be rounded up where one before it, with the same logit, is not.
-            if logprob.is_nan() || logprob < last {
-                last = logprob;
-            }
-            TopToken { id, logit, logprob: last }
+        let entries = if self.classes.is_contiguous() { self.top.entries() } else { &[] };
+        entries.iter().map(move |&(logit, id)| {
+            let logit = self.cooled(logit);
+            TopToken { id, logit, logprob: rounded(distribution.logprob(logit.into())) }
         })
     }
 
@@ -371,30 +481,19 @@ impl RowStats {
             ranks: self.ranks().unwrap_or((0, 0)),
             top: self.top.entries(),
             argmax: self.argmax().map_or(-1, i64::from),
+            max: self.best.into(),
             drawn: self.drawn().map(|drawn| (drawn.id, drawn.logit.into())),
-        }
-    }
-
-    /// The target has the log-probability that its loss says, to the bit.
-    pub(crate) fn logprob_at(&self, distribution: &Distribution, id: u32, logit: f32) -> f64 {
-        match self.logprob() {
-            Some(logprob) if id == self.target_id => logprob,
-            _ => distribution.logprob(logit.into()),
         }
     }
 
     /// The first token with the largest logit, or with a NaN if there is one; `None` without classes.
     pub fn argmax(&self) -> Option<u32> {
         if self.nan_id != NONE {
-            return Some(self.nan_id);
-        }
-        let mut best = (self.best, self.best_id);
-        if self.target > best.0 || self.target == best.0 && self.target_id < best.1 {
-            best = (self.target, self.target_id);
+            return Some(self.nan_id).filter(|_| self.classes.is_contiguous());
         }
         // With nothing but -inf, as in PyTorch, the first.
-        let id = if best.0 == f32::NEG_INFINITY { self.first_id } else { best.1 };
-        (id != NONE).then_some(id)
+        let id = if self.best == f32::NEG_INFINITY { self.classes.first } else { self.best_id };
+        (id != NONE && self.classes.is_contiguous()).then_some(id)
     }
 
     /// `-sum_j p[j] ln p[j]` in nats, if it was asked for. Also where it is tiny all digits count: see
@@ -415,21 +514,21 @@ impl RowStats {
     }
 
     pub(crate) fn drawn(&self) -> Option<Drawn> {
-        let poisoned =
-            self.all.nan | self.all.inf | self.target.is_nan() || self.target == f32::INFINITY;
+        let poisoned = self.all.nan | self.all.inf || !self.classes.is_contiguous();
         (self.has(HAS_DRAWN) && !poisoned && self.drawn.id != NONE).then_some(self.drawn)
     }
 }
 
 /// Of the format of [`RowStats::to_bytes`], its first byte.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Of a [`Total`]: with both moments.
 const SUMS: usize = 3;
 
 impl RowStats {
     /// The size of [`RowStats::to_bytes`].
-    pub const BYTES: usize = 1 + 2 * total_bytes(SUMS) + 4 * 6 + 8 * 2 + 16 + 1 + 4 + 8 * MAX_TOP_K;
+    pub const BYTES: usize =
+        1 + 2 * total_bytes(SUMS) + total_bytes(1) + 4 * 8 + 8 * 5 + 16 + 1 + 4 + 8 * MAX_TOP_K;
 
     /// Everything, in little-endian order on every machine. The format is that of this version of the crate.
     pub fn to_bytes(&self) -> [u8; Self::BYTES] {
@@ -438,15 +537,18 @@ impl RowStats {
         out.put([VERSION]);
         out.total(&self.all, SUMS);
         out.total(&self.tail, SUMS);
+        out.total(&self.others, 1);
         for x in [self.best, self.target] {
             out.put(x.to_le_bytes());
         }
-        for x in [self.best_id, self.target_id, self.first_id, self.nan_id] {
+        let Classes { vocab, first, end, count, seams } = self.classes;
+        for x in [self.best_id, self.target_id, self.nan_id, vocab, first, end] {
             out.put(x.to_le_bytes());
         }
-        for x in [self.ge, self.gt] {
+        for x in [self.ge, self.gt, count, seams] {
             out.put(x.to_le_bytes());
         }
+        out.put(self.temperature.to_le_bytes());
         out.put(self.drawn.score.to_le_bytes());
         out.put(self.drawn.id.to_le_bytes());
         out.put(self.drawn.logit.to_le_bytes());
@@ -481,11 +583,13 @@ impl RowStats {
         if from.take()? != [VERSION] {
             return None;
         }
-        let (all, tail) = (from.total(SUMS)?, from.total(SUMS)?);
+        let (all, tail, others) = (from.total(SUMS)?, from.total(SUMS)?, from.total(1)?);
         let [best, target] = [from.f32()?, from.f32()?];
-        let [best_id, target_id, first_id, nan_id] =
-            [from.u32()?, from.u32()?, from.u32()?, from.u32()?];
-        let [ge, gt] = [from.u64()?, from.u64()?];
+        let [best_id, target_id, nan_id] = [from.u32()?, from.u32()?, from.u32()?];
+        let [vocab, first, end] = [from.u32()?, from.u32()?, from.u32()?];
+        let [ge, gt, count, seams] = [from.u64()?, from.u64()?, from.u64()?, from.u64()?];
+        let classes = Classes { vocab, first, end, count, seams };
+        let temperature = from.take().map(f64::from_le_bytes)?;
         let drawn = Drawn {
             score: from.take().map(f64::from_le_bytes)?,
             id: from.u32()?,
@@ -495,7 +599,16 @@ impl RowStats {
         let k = usize::from(from.take().map(u16::from_le_bytes)?);
         let len = usize::from(from.take().map(u16::from_le_bytes)?);
         let counts_fit = ge < 1 << 62 && gt < 1 << 62;
+        let is_range = if count == 0 {
+            Classes { vocab, ..Classes::NONE } == classes
+        } else {
+            first < end && end <= vocab
+        };
+        let is_warm = Error::check_positive("temperature", temperature).is_ok();
         if has > HAS_ALL || k > MAX_TOP_K || len > k || !counts_fit || best.is_nan() {
+            return None;
+        }
+        if !is_range || !is_warm {
             return None;
         }
         let mut top = Top::new(k);
@@ -507,17 +620,20 @@ impl RowStats {
         Some(RowStats {
             all,
             tail,
+            others,
             best,
             best_id,
             target,
             target_id,
             ge,
             gt,
-            first_id,
             nan_id,
             top,
             drawn,
             has,
+            classes,
+            temperature,
+            origin: 0.0,
         })
     }
 }

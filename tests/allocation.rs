@@ -164,7 +164,7 @@ fn for_each_logprobs(
         });
     }
     check("merge", &mut || {
-        let merged = stats[0].merge(&stats[0]);
+        let merged = stats[0].merge(&RowStats::default()).unwrap();
         assert!(RowStats::from_bytes(&merged.to_bytes()).is_ok());
     });
 }

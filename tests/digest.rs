@@ -282,7 +282,7 @@ fn shards(backend: Backend, batch: &Batch, digests: &mut Digests) {
     };
     let cut = vocab / 3;
     for (a, b) in part(0, cut).iter().zip(&part(cut, vocab)) {
-        let row = b.merge(a);
+        let row = b.merge(a).unwrap();
         let numbers = [row.loss(), Some(row.logsumexp()), row.entropy(), row.varentropy()];
         digests.add("shards", numbers.map(|x| bits64(x.unwrap_or(0.0))));
         digests.add("shards", row.top_k().flat_map(|t| [t.id, f32_bits(t.logit)]));

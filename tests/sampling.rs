@@ -280,7 +280,7 @@ fn threads_and_shards_do_not_matter() {
                 ask.row_stats(x, Shard::new(from, vocab), &mut stats).unwrap();
                 stats[0]
             };
-            let both = part(cut, vocab).merge(&part(0, cut));
+            let both = part(cut, vocab).merge(&part(0, cut)).unwrap();
             assert_eq!(both.sampled(), Some(id as u32), "{backend}, cut at {cut}");
         }
     });

@@ -62,10 +62,10 @@ pub(crate) fn row<S: Simd, T: Lane, const LEVEL: u8>(
 
 /// The first index of the largest element; the first NaN if there is one.
 #[inline(always)]
-fn argmax<T: Lane>(logits: &[T], row: &RowSum, target: usize) -> usize {
+fn argmax<S: Simd, T: Lane>(s: S, logits: &[T], row: &RowSum, target: usize) -> usize {
     let x = logits[target].widen();
     if (row.sum.is_poisoned() || x.is_nan())
-        && let Some(nan) = logits.iter().position(|x| x.widen().is_nan())
+        && let Some(nan) = sum::first_nan(s, logits)
     {
         return nan;
     }
@@ -73,7 +73,7 @@ fn argmax<T: Lane>(logits: &[T], row: &RowSum, target: usize) -> usize {
     if x > row.max {
         return target;
     }
-    let other = sum::first_in_block(logits, row.max_block, row.max);
+    let other = sum::first_in_block(s, logits, row.max_block, row.max);
     if x == row.max { other.min(target) } else { other }
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn run<S: Simd, T: Lane + Element<Real = f32>, const LEVEL: u8>(
             0.0
         };
         let wants_argmax = LEVEL == sum::MAX;
-        let best = if wants_argmax { argmax(logits, &row, target) } else { 0 };
+        let best = if wants_argmax { argmax(s, logits, &row, target) } else { 0 };
         let row = Row::plain(loss, wants_argmax && best == target);
         out.write(i, row, lse, best as i64);
     }

@@ -6,7 +6,7 @@
 use super::exp::{Map, Scale, map_lanes, max_exponent};
 use super::sum::{BLOCK, Lse, ranges};
 use super::train::{Minus, Place};
-use super::transform::{Staged, Transform, narrow, stage};
+use super::transform::{Staged, Transform, ZeroBelow, has_subnormals, narrow, stage};
 use crate::math;
 use crate::simd::{LANES, Lane, Simd};
 use std::f64::consts::{LN_2, LOG2_E};
@@ -64,6 +64,17 @@ impl<S: Simd> Scaled<S> {
             b: s.splat(b as f32),
             origin,
             ahead,
+        }
+    }
+
+    /// Staged logits, subnormal ones taken for 0 as they take long and their exponential is 1.
+    #[inline(always)]
+    fn move_to_origin(&self, s: S, z: &mut [f32]) {
+        if has_subnormals(s, z) {
+            map_lanes(s, z, &ZeroBelow::<S>(s.splat(f32::MIN_POSITIVE)));
+        }
+        if self.origin != 0.0 {
+            map_lanes(s, z, &Shift::<S>(s.splat(self.origin)));
         }
     }
 
@@ -259,7 +270,9 @@ pub(crate) fn row<S: Simd>(
         Minus::Weights(_, values) => Some(values),
         Minus::Probs(_, probs) => probs.as_they_are(),
     };
-    if let Some(values) = whole.filter(|_| transform.is_identity() && scaled.origin == 0.0) {
+    let is_careful = has_subnormals(s, x.unwrap_or(g));
+    let as_it_is = transform.is_identity() && scaled.origin == 0.0 && !is_careful;
+    if let Some(values) = whole.filter(|_| as_it_is) {
         let stretch = Stretch { from: x.unwrap_or(&[]), values, slopes: &[], to: g };
         return stretch.dispatch(s, &scaled, minus, store, x.is_none());
     }
@@ -278,9 +291,7 @@ pub(crate) fn row<S: Simd>(
         }
         let softcap = transform.softcap.is_some();
         stage(s, transform, block.start, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
-        if scaled.origin != 0.0 {
-            map_lanes(s, &mut z.0[..len], &Shift::<S>(s.splat(scaled.origin)));
-        }
+        scaled.move_to_origin(s, &mut z.0[..len]);
         let values = match (minus, whole) {
             (Minus::Probs(_, probs), None) => {
                 probs.stage(block.clone(), &mut values.0[..len]);
@@ -324,6 +335,7 @@ pub(crate) fn converted_row<S: Simd, T: Lane>(
     if let Minus::Nothing = minus
         && transform.is_identity()
         && scaled.origin == 0.0
+        && !has_subnormals(s, x.unwrap_or(g))
     {
         let stretch = Stretch { from: x.unwrap_or(&[]), values: &[], slopes: &[], to: g };
         return stretch.with_store::<S, NOTHING, false>(s, &scaled, store, x.is_none());
@@ -341,9 +353,7 @@ pub(crate) fn converted_row<S: Simd, T: Lane>(
         }
         let softcap = transform.softcap.is_some();
         stage(s, transform, block.start, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
-        if scaled.origin != 0.0 {
-            map_lanes(s, &mut z.0[..len], &Shift::<S>(s.splat(scaled.origin)));
-        }
+        scaled.move_to_origin(s, &mut z.0[..len]);
         let values = match *minus {
             Minus::Nothing | Minus::Constant(_) => &[],
             Minus::Weights(_, values) => &values[block.clone()],

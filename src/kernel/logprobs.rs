@@ -6,14 +6,14 @@
 
 use super::gumbel::{self, Key};
 use super::sum::{
-    self, BLOCK, BlockSum, CHUNK, Center, ChunkSum, ExpSum, STEP, Step, Steps, as_steps, ranges,
-    sum_steps,
+    self, BLOCK, BlockSum, CHUNK, Center, ChunkSum, ExpSum, STEP, Step, Steps, as_steps, padded,
+    ranges, sum_steps,
 };
 use super::top::{MAX_TOP_K, Top};
 use super::total::Moments;
-use super::transform::{Staged, Transform, stage_in_place, widen};
+use super::transform::{Staged, Transform, stage_cooled, stage_raw, widen};
 use crate::math;
-use crate::row_stats::{Drawn, Known, NONE, RowStats};
+use crate::row_stats::{Drawn, NONE, RowStats};
 use crate::simd::{LANES, Lane, Simd};
 use half::{bf16, f16};
 use std::ops::Range;
@@ -35,6 +35,8 @@ pub(crate) struct Wanted {
     /// The strict ranks too.
     pub(crate) strict_ranks: bool,
     pub(crate) top_k: usize,
+    /// The loss of the target.
+    pub(crate) loss: bool,
 }
 
 /// Some classes of a row, from the beginning of a chunk on.
@@ -46,11 +48,13 @@ pub(crate) struct Part<'a, X = AnyRow<'a>> {
     pub(crate) wanted: Wanted,
     /// The target, if it is of these classes.
     pub(crate) target: Option<usize>,
-    /// Its transformed logit, wherever it is.
+    /// Its logit before the temperature, wherever it is.
     pub(crate) target_logit: Option<f64>,
     pub(crate) draw: Option<Draw>,
     /// The token that class 0 is.
     pub(crate) first_id: u32,
+    /// How many tokens there are, with those that are not of this row.
+    pub(crate) vocab: u32,
 }
 
 /// How to draw a token.
@@ -63,9 +67,9 @@ pub(crate) struct Draw {
 impl<'a, X> Part<'a, X> {
     /// The same of another row.
     pub(crate) fn of<Y>(&self, row: Y) -> Part<'a, Y> {
-        let Part { transform, wanted, target, target_logit, draw, first_id, .. } = *self;
+        let Part { transform, wanted, target, target_logit, draw, first_id, vocab, .. } = *self;
         let classes = self.classes.clone();
-        Part { row, classes, transform, wanted, target, target_logit, draw, first_id }
+        Part { row, classes, transform, wanted, target, target_logit, draw, first_id, vocab }
     }
 
     /// Some of these classes.
@@ -91,16 +95,27 @@ impl Part<'_> {
         }
     }
 
-    /// The logits of a block after their transform, and -inf up to the end of the buffer.
+    /// The logits of a block after their transform, and -inf up to the end of the buffer. Before the temperature they go
+    /// to `raw` too, if there is one.
     #[inline(always)]
-    fn stage<S: Simd>(&self, s: S, block: Range<usize>, staged: &mut Staged<f32>) {
+    fn stage<S: Simd>(
+        &self,
+        s: S,
+        block: Range<usize>,
+        staged: &mut Staged<f32>,
+        raw: Option<&mut Staged<f32>>,
+    ) {
         let z = &mut staged.0[..block.len()];
         match self.row {
             AnyRow::F32(x) => ahead_and_widen(s, &x[block.clone()], z),
             AnyRow::Bf16(x) => ahead_and_widen(s, &x[block.clone()], z),
             AnyRow::F16(x) => ahead_and_widen(s, &x[block.clone()], z),
         }
-        stage_in_place(s, &self.transform, block.start, z, None);
+        stage_raw(s, &self.transform, block.start, z, None);
+        if let Some(raw) = raw {
+            raw.0[..block.len()].copy_from_slice(z);
+        }
+        stage_cooled(s, &self.transform, z);
         staged.0[block.len()..].fill(f32::NEG_INFINITY);
     }
 }
@@ -112,10 +127,13 @@ fn ahead_and_widen<S: Simd, T: Lane>(s: S, x: &[T], z: &mut [f32]) {
 }
 
 /// The sums over a chunk while it is being read, and over its block with the largest element.
+#[derive(Clone, Copy)]
 struct Chunk<S: Simd> {
     sum: ChunkSum<S>,
     /// `sum(e^x (x - center)^n)` for n = 1, 2, in the units of the sum.
     moments: [S::Wide; 2],
+    /// What may have been taken for 0 as it was staged: order among such numbers is not to be told from the sums.
+    faint: f32,
     /// The largest element so far, once there is one.
     center: f32,
     /// The same, of blocks that were added.
@@ -127,11 +145,12 @@ struct Chunk<S: Simd> {
 
 impl<S: Simd> Chunk<S> {
     #[inline(always)]
-    fn new(s: S, start: usize) -> Self {
+    fn new(s: S, start: usize, transform: &Transform<'_>) -> Self {
         let zero = s.wide_zero();
         Chunk {
             sum: ChunkSum::new(s),
             moments: [zero; 2],
+            faint: transform.faint(),
             center: f32::NEG_INFINITY,
             best_max: f32::NEG_INFINITY,
             best_block: start,
@@ -139,7 +158,8 @@ impl<S: Simd> Chunk<S> {
         }
     }
 
-    /// Adds a block that starts with class `start`. Returns the steps of it that have elements not below `bound`.
+    /// Adds a block that starts with class `start`. Returns the steps of it that have elements not below `bound`, and its
+    /// sum unless there is none or it took a look.
     #[inline(always)]
     fn add_block(
         &mut self,
@@ -149,71 +169,43 @@ impl<S: Simd> Chunk<S> {
         start: usize,
         level: u8,
         bound: f32,
-    ) -> u32 {
+    ) -> (u32, Option<BlockSum<S>>) {
         let mut looked = false;
-        if self.sum.at.is_empty() {
+        if self.sum.is_off(steps, block.clone()) {
             if !self.look(s, steps, block.clone()) {
-                return self.without_sum(start);
+                return (self.without_sum(start), None);
             }
             looked = true;
         }
         // New maxima are to be found, whoever asks.
         let bound = self.best_max.min(bound);
+        let bound = if bound > 0.0 && bound <= self.faint { 0.0 } else { bound };
         loop {
+            let careful = self.sum.takes_care(steps, block.clone());
             let at = &self.sum.at;
             let center = Center::new::<S>(self.center, at);
-            let shifted = at.origin != 0.0;
-            let block_sum = match (level, shifted) {
-                (sum::SECOND, false) => sum_steps::<S, f32, false, { sum::SECOND }>(
-                    s,
-                    steps,
-                    block.clone(),
-                    at,
-                    center,
-                    bound,
-                ),
-                (sum::SECOND, true) => sum_steps::<S, f32, true, { sum::SECOND }>(
-                    s,
-                    steps,
-                    block.clone(),
-                    at,
-                    center,
-                    bound,
-                ),
-                (sum::FIRST, false) => sum_steps::<S, f32, false, { sum::FIRST }>(
-                    s,
-                    steps,
-                    block.clone(),
-                    at,
-                    center,
-                    bound,
-                ),
-                (sum::FIRST, true) => sum_steps::<S, f32, true, { sum::FIRST }>(
-                    s,
-                    steps,
-                    block.clone(),
-                    at,
-                    center,
-                    bound,
-                ),
-                (_, false) => sum_steps::<S, f32, false, { sum::STEPS }>(
-                    s,
-                    steps,
-                    block.clone(),
-                    at,
-                    center,
-                    bound,
-                ),
-                (_, true) => sum_steps::<S, f32, true, { sum::STEPS }>(
-                    s,
-                    steps,
-                    block.clone(),
-                    at,
-                    center,
-                    bound,
-                ),
+            macro_rules! sum {
+                ($careful:literal, $level:expr) => {
+                    sum_steps::<S, f32, $careful, { $level }>(
+                        s,
+                        steps,
+                        block.clone(),
+                        at,
+                        center,
+                        bound,
+                    )
+                };
+            }
+            let block_sum = match (level, careful) {
+                (sum::SECOND, false) => sum!(false, sum::SECOND),
+                (sum::SECOND, true) => sum!(true, sum::SECOND),
+                (sum::FIRST, false) => sum!(false, sum::FIRST),
+                (sum::FIRST, true) => sum!(true, sum::FIRST),
+                (_, false) => sum!(false, sum::STEPS),
+                (_, true) => sum!(true, sum::STEPS),
             };
             if looked || block_sum.fits(s) {
+                self.sum.moved = looked;
                 self.sum.add(&block_sum);
                 if level >= sum::FIRST {
                     self.moments = add_moments(s, self.moments, &block_sum, center);
@@ -226,10 +218,10 @@ impl<S: Simd> Chunk<S> {
                     (self.best_max, self.best_block) = (max, start);
                     self.recenter(s, max);
                 }
-                return block_sum.hits;
+                return (block_sum.hits, (!looked).then_some(block_sum));
             }
             if !self.look(s, steps, block.clone()) {
-                return self.without_sum(start);
+                return (self.without_sum(start), None);
             }
             looked = true;
         }
@@ -370,8 +362,8 @@ impl ChunkSums {
         let block = self.block_start..self.chunk.end.min(self.block_start + BLOCK);
         let center = Center::new::<S>(self.center, &self.to);
         let mut staged = Staged([0.0; BLOCK]);
-        stage_without_target(s, part, block.clone(), &mut staged);
-        let at = staged.0.iter().position(|&z| z == self.center).unwrap_or(0);
+        part.stage(s, block.clone(), &mut staged, None);
+        let at = sum::first_equal(s, &staged.0, self.center);
         staged.0[at] = f32::NEG_INFINITY;
         let best = block.start + at;
         let steps = Steps::new(&staged.0, None);
@@ -396,10 +388,10 @@ impl ChunkSums {
     #[inline(always)]
     fn alone<S: Simd>(&self, s: S, part: &Part<'_>, best: usize) -> Moments {
         let mut staged = Staged([0.0; BLOCK]);
-        let mut sums = Chunk::new(s, self.chunk.start);
+        let mut sums = Chunk::new(s, self.chunk.start, &part.transform);
         for block in ranges(self.chunk.clone(), BLOCK) {
             let start = block.start;
-            stage_without_target(s, part, block.clone(), &mut staged);
+            part.stage(s, block.clone(), &mut staged, None);
             if block.contains(&best) {
                 staged.0[best - start] = f32::NEG_INFINITY;
             }
@@ -408,19 +400,6 @@ impl ChunkSums {
         }
         let sums = ChunkSums::new(s, &sums, self.chunk.clone(), sum::SECOND);
         sums.moments(sums.all)
-    }
-}
-
-#[inline(always)]
-fn stage_without_target<S: Simd>(
-    s: S,
-    part: &Part<'_>,
-    block: Range<usize>,
-    staged: &mut Staged<f32>,
-) {
-    part.stage(s, block.clone(), staged);
-    if let Some(target) = part.target.filter(|target| block.contains(target)) {
-        staged.0[target - block.start] = f32::NEG_INFINITY;
     }
 }
 
@@ -441,37 +420,33 @@ fn total<S: Simd>(s: S, sums: [S::Wide; 3], factor: f64, level: u8) -> [f64; 3] 
 /// The statistics of a part of a row. Everything that `out` had is overwritten.
 #[inline(always)]
 pub(crate) fn run<S: Simd>(s: S, part: &Part<'_>, out: &mut RowStats) {
-    let first_id = if part.classes.is_empty() { NONE } else { part.id(part.classes.start) };
-    let known = Known { target: part.target_logit.is_some(), draw: part.draw.is_some() };
-    out.clear(S::FUSED, &part.wanted, known, first_id);
-    let mut staged = Staged([0.0; BLOCK]);
+    out.clear(S::FUSED, part);
+    let (mut staged, mut raw) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
     let plain = part.plain();
+    let has_temperature = part.transform.temperature != 1.0;
     let mut best: Option<ChunkSums> = None;
     let mut has_nan = false;
-    let target_logit = part.target_logit.map(|z| z as f32);
     if let Some(target) = part.target {
-        let z = target_logit.unwrap_or(f32::NAN);
-        (out.target, out.target_id) = (z, part.id(target));
-        has_nan = z.is_nan();
+        out.target = part.target_logit.map_or(f32::NAN, |z| z as f32);
+        out.target_id = part.id(target);
     }
-    let mut seek = Seek::new(&part.wanted, target_logit);
+    let mut seek = Seek::new(part);
     for chunk in ranges(part.classes.clone(), CHUNK) {
-        let in_chunk = part.target.filter(|target| chunk.contains(target));
-        let whole = plain
-            .map(|x| Steps::new(&x[chunk.clone()], in_chunk.map(|target| target - chunk.start)));
-        let mut sums = Chunk::new(s, chunk.start);
+        let in_chunk = part.target.filter(|target| part.wanted.loss && chunk.contains(target));
+        let whole = plain.map(|x| Steps::new(&x[chunk.clone()], None));
+        let mut sums = Chunk::new(s, chunk.start, &part.transform);
+        // The sum that the loss is made of leaves out the target: from its block on another one.
+        let mut others: Option<Chunk<S>> = None;
         for block in ranges(chunk.clone(), BLOCK) {
             let start = block.start;
-            let target = in_chunk.filter(|target| block.contains(target));
-            // Moments of two steps are rounded together: of the same two whether or not there is a transform. The target's
-            // step and an incomplete one are not next to the others where they are.
-            let is_apart = target.is_some() || !block.len().is_multiple_of(STEP);
+            // Moments of two steps are rounded together: of the same two whether or not there is a transform. An
+            // incomplete step is not next to the others where they are.
+            let is_apart = !block.len().is_multiple_of(STEP);
             let whole = whole.as_ref().filter(|_| part.wanted.level < sum::FIRST || !is_apart);
+            let target = in_chunk.filter(|target| block.contains(target));
             if whole.is_none() {
-                part.stage(s, block.clone(), &mut staged);
-                if let Some(target) = target {
-                    staged.0[target - start] = f32::NEG_INFINITY;
-                }
+                let raw = has_temperature.then_some(&mut raw);
+                part.stage(s, block.clone(), &mut staged, raw);
             }
             let copied;
             let (steps, range) = match whole {
@@ -483,29 +458,62 @@ pub(crate) fn run<S: Simd>(s: S, part: &Part<'_>, out: &mut RowStats) {
                     (&copied, 0..block.len().div_ceil(STEP))
                 }
             };
-            let mut hits = sums.add_block(s, steps, range, start, part.wanted.level, seek.bound());
-            let z = match plain {
-                Some(x) => &x[block.clone()],
-                None => {
-                    if let Some(target) = target {
-                        staged.0[target - start] = out.target;
-                    }
-                    &staged.0[..block.len()]
-                }
-            };
+            // The sum that the loss is made of has the same blocks, but for that of the target.
+            let mut patched = Staged([0.0; BLOCK]);
+            let mut without_target = None;
             if let Some(target) = target {
-                // The sums do not have it, the largest do.
-                hits |= 1 << ((target - start) / STEP);
+                others = Some(sums);
+                let z = plain.map_or(&staged.0[..block.len()], |x| &x[block.clone()]);
+                patched.0[..z.len()].copy_from_slice(z);
+                patched.0[z.len()..].fill(f32::NEG_INFINITY);
+                patched.0[target - start] = f32::NEG_INFINITY;
+                let steps = Steps::new(&patched.0, None);
+                without_target = Some((steps, 0..block.len().div_ceil(STEP)));
             }
-            seek.add(s, z, hits, target.map(|target| target - start), part.id(start), out);
+            let alike =
+                target.is_none() && others.is_some_and(|others| others.sum.is_at(&sums.sum));
+            let (level, bound) = (part.wanted.level, part.transform.cooled_f32(seek.bound()));
+            let (mut hits, mut block_sum) = (0, None);
+            // A loop, as what adds a block is inlined wherever it is called.
+            for (i, sums) in [Some(&mut sums), others.as_mut()].into_iter().flatten().enumerate() {
+                let is_others = i == 1;
+                if is_others
+                    && alike
+                    && let Some(block_sum) = &block_sum
+                {
+                    sums.sum.add(block_sum);
+                    continue;
+                }
+                let (level, bound) =
+                    if is_others { (sum::STEPS, f32::INFINITY) } else { (level, bound) };
+                let (steps, range) = match &without_target {
+                    Some((steps, range)) if is_others => (steps, range),
+                    _ => (steps, &range),
+                };
+                let added = sums.add_block(s, steps, range.clone(), start, level, bound);
+                if !is_others {
+                    (hits, block_sum) = added;
+                }
+            }
+            let z = plain.map_or(&staged.0[..block.len()], |x| &x[block.clone()]);
+            let raw = if has_temperature { &raw.0[..block.len()] } else { z };
+            let own = part.target.filter(|target| block.contains(target));
+            seek.add(s, raw, hits, own.map(|own| own - start), part.id(start), out);
             if let Some(draw) = part.draw.filter(|draw| draw.temperature > 0.0) {
                 add_drawn(s, z, part.id(start), draw, &mut out.drawn);
             }
         }
-        let sums = ChunkSums::new(s, &sums, chunk, part.wanted.level);
-        let is_best = best.as_ref().is_none_or(|best| sums.center > best.center);
+        let sums = ChunkSums::new(s, &sums, chunk.clone(), part.wanted.level);
         let all = sums.moments(sums.all);
         has_nan |= all.sum.nan | all.sum.sum.is_nan();
+        if part.wanted.loss {
+            let others = others.map_or(all.sum, |others| {
+                let others = ChunkSums::new(s, &others, chunk, sum::STEPS);
+                others.moments(others.all).sum
+            });
+            out.others.add(&Moments { sum: others, first: 0.0, second: 0.0 });
+        }
+        let is_best = best.as_ref().is_none_or(|best| sums.center > best.center);
         if is_best {
             // What was the best until now is part of the rest.
             out.tail = out.all;
@@ -522,6 +530,10 @@ pub(crate) fn run<S: Simd>(s: S, part: &Part<'_>, out: &mut RowStats) {
         out.tail.add(&tail);
         (out.best, out.best_id) = (best.center, part.id(class));
     }
+    if has_temperature {
+        // A temperature makes equals of numbers that are not.
+        (out.best, out.best_id) = seek.best;
+    }
     out.flag_tail();
     if part.draw.is_some_and(|draw| draw.temperature == 0.0) {
         out.draw_greedily();
@@ -529,11 +541,11 @@ pub(crate) fn run<S: Simd>(s: S, part: &Part<'_>, out: &mut RowStats) {
     out.top.sort();
     if has_nan {
         // Comparisons do not find NaN. Such a row is lost anyway; this is only about saying where.
-        find_nan(s, part, target_logit, out);
+        find_nan(s, part, out);
     }
 }
 
-/// What is looked for among the largest elements.
+/// What is looked for among the largest elements, of logits before the temperature.
 struct Seek {
     /// The target, whose rank is wanted, if it is a number.
     ranked: Option<f32>,
@@ -541,13 +553,23 @@ struct Seek {
     /// What an element must not be below to be one of the top `k`.
     least: f32,
     k: usize,
+    /// The largest and its token, where it cannot be told from the sums.
+    best: (f32, u32),
+    wants_best: bool,
 }
 
 impl Seek {
-    fn new(wanted: &Wanted, target: Option<f32>) -> Self {
-        let ranked = target.filter(|target| wanted.ranks && !target.is_nan());
-        let least = if wanted.top_k > 0 { f32::NEG_INFINITY } else { f32::INFINITY };
-        Seek { ranked, strict: wanted.strict_ranks, least, k: wanted.top_k }
+    fn new(part: &Part<'_>) -> Self {
+        let Wanted { ranks, strict_ranks, top_k, .. } = part.wanted;
+        let target = part.target_logit.map(|z| z as f32);
+        Seek {
+            ranked: target.filter(|target| ranks && !target.is_nan()),
+            strict: strict_ranks,
+            least: if top_k > 0 { f32::NEG_INFINITY } else { f32::INFINITY },
+            k: top_k,
+            best: (f32::NEG_INFINITY, NONE),
+            wants_best: part.transform.temperature != 1.0,
+        }
     }
 
     /// Steps without an element that is at least this have nothing.
@@ -567,11 +589,21 @@ impl Seek {
         first_id: u32,
         out: &mut RowStats,
     ) {
-        if self.ranked.is_none() && self.k == 0 {
+        if self.ranked.is_none() && self.k == 0 && !self.wants_best {
             return;
         }
-        if self.k > 0 && out.top.is_empty() && z.len() == BLOCK {
-            self.least = kth_of_groups(s, as_steps(z).0, self.k);
+        if self.k > 0 {
+            let is_first = out.top.is_empty() && z.len() == BLOCK;
+            if is_first || self.are_many(s, z, hits, &out.top) {
+                let least = kth_of_groups(s, z, self.k);
+                if least > self.least {
+                    self.least = least;
+                    out.top.drop_below(least);
+                }
+            }
+        }
+        if self.wants_best {
+            self.see_best(s, z, hits, first_id);
         }
         while hits != 0 {
             let start = STEP * hits.trailing_zeros() as usize;
@@ -593,12 +625,67 @@ impl Seek {
         }
     }
 
+    /// Whether so many elements of these steps may be among the largest that a look at the whole block first is less work
+    /// than to enter them one after the other.
+    #[inline(always)]
+    fn are_many<S: Simd>(&self, s: S, z: &[f32], mut hits: u32, top: &Top<f32>) -> bool {
+        let most = self.k as u32 + STEP as u32;
+        let is_full = self.is_full(top);
+        let mut candidates = 0;
+        while hits != 0 && candidates <= most {
+            let start = STEP * hits.trailing_zeros() as usize;
+            hits &= hits - 1;
+            if start >= z.len() {
+                break;
+            }
+            let step = &z[start..z.len().min(start + STEP)];
+            candidates += if is_full {
+                count::<S, true>(s, step, self.least)
+            } else {
+                count::<S, false>(s, step, self.least)
+            };
+        }
+        candidates > most
+    }
+
+    /// Whether an element must be above the least to be one of the largest: of equals the first ones count, and they
+    /// have come.
+    #[inline(always)]
+    fn is_full(&self, top: &Top<f32>) -> bool {
+        top.least().is_some_and(|least| least >= self.least)
+    }
+
+    /// Looks for the largest element in the steps of a block that `hits` says.
+    #[inline(always)]
+    fn see_best<S: Simd>(&mut self, s: S, z: &[f32], mut hits: u32, first_id: u32) {
+        let mut max = s.splat(self.best.0);
+        let mut rest: &[f32] = &[];
+        while hits != 0 {
+            let start = STEP * hits.trailing_zeros() as usize;
+            hits &= hits - 1;
+            let Some(step) = z.get(start..).filter(|step| !step.is_empty()) else { break };
+            let (lanes, last) = step[..step.len().min(STEP)].as_chunks::<LANES>();
+            for lanes in lanes {
+                max = s.max_or(s.load(lanes), max);
+            }
+            // Of the last step alone.
+            rest = last;
+        }
+        let max = sum::max_lane(s.to_lanes(max));
+        let max = rest.iter().fold(max, |max, &z| if z > max { z } else { max });
+        if max > self.best.0 {
+            self.best = (max, first_id + sum::first_equal(s, z, max) as u32);
+        }
+    }
+
     /// Enters what is one of the largest.
     #[inline(always)]
     fn add_top<S: Simd>(&mut self, s: S, step: &[f32], first_id: u32, top: &mut Top<f32>) {
         let (lanes, rest) = step.as_chunks::<LANES>();
         for (i, lanes) in lanes.iter().enumerate() {
-            let mut bits = s.ge_bits(s.load(lanes), s.splat(self.least));
+            let (z, least) = (s.load(lanes), s.splat(self.least));
+            let mut bits =
+                if self.is_full(top) { s.gt_bits(z, least) } else { s.ge_bits(z, least) };
             while bits != 0 {
                 let lane = bits.trailing_zeros() as usize;
                 bits &= bits - 1;
@@ -643,25 +730,62 @@ fn count<S: Simd, const ABOVE: bool>(s: S, z: &[f32], bound: f32) -> u32 {
     count
 }
 
-/// The `k`-th largest of the maxima of 128 groups of a block: at least `k` elements are as large.
+/// A number that at least `k` elements of up to a block are as large as, and few more; -inf if it has fewer.
+///
+/// Of the maxima of 128 groups of elements: bisected, as to select one takes ten times as long.
 #[inline(always)]
-fn kth_of_groups<S: Simd>(s: S, steps: &[Step], k: usize) -> f32 {
-    let mut groups = [[0.0; LANES]; 8];
-    let halves = steps.chunks(BLOCK / STEP / 2).zip(groups.chunks_exact_mut(4));
-    for (steps, groups) in halves {
-        let mut max = [s.splat(f32::NEG_INFINITY); 4];
-        for step in steps {
-            for (max, lanes) in max.iter_mut().zip(step) {
-                *max = s.max_or(s.load(lanes), *max);
-            }
-        }
-        for (group, max) in groups.iter_mut().zip(max) {
-            *group = s.to_lanes(max);
+fn kth_of_groups<S: Simd>(s: S, z: &[f32], k: usize) -> f32 {
+    const { assert!(MAX_TOP_K <= 8 * LANES) };
+    let (steps, rest) = as_steps(z);
+    let mut groups = [[s.splat(f32::NEG_INFINITY); 4]; 2];
+    let rest = padded(rest, f32::NEG_INFINITY);
+    for (i, step) in steps.iter().chain([&rest]).enumerate() {
+        // Neighbours apart, as rows may rise.
+        for (max, lanes) in groups[i % 2].iter_mut().zip(step) {
+            *max = s.max_or(s.load(lanes), *max);
         }
     }
-    const { assert!(MAX_TOP_K <= 8 * LANES) };
-    let groups = groups.as_flattened_mut();
-    *groups.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+    let (mut top, mut bottom) = (groups[0][0], groups[0][0]);
+    for &group in groups.as_flattened() {
+        top = s.max_or(group, top);
+        bottom = s.min(group, bottom);
+    }
+    let (top, bottom) = (s.to_lanes(top), s.to_lanes(bottom));
+    let mut least = bottom.into_iter().fold(f32::INFINITY, f32::min);
+    let mut most = sum::max_lane(top);
+    for _ in 0..MOST_CUTS {
+        let middle = between(least, most);
+        if middle == least {
+            break;
+        }
+        let bound = s.splat(middle);
+        let mut count = 0;
+        for &group in groups.as_flattened() {
+            count += s.ge_bits(group, bound).count_ones() as usize;
+        }
+        if count >= k {
+            least = middle;
+        } else {
+            most = middle;
+        }
+        if count == k {
+            break;
+        }
+    }
+    least
+}
+
+/// After so many cuts what is left is a few units of the last place, or it does not matter.
+const MOST_CUTS: usize = 16;
+
+/// A number between two others, halfway in the order of all numbers of `f32`.
+fn between(a: f32, b: f32) -> f32 {
+    let order = |x: f32| {
+        let bits = x.to_bits() as i32;
+        i64::from(bits ^ ((bits >> 31) as u32 >> 1) as i32)
+    };
+    let middle = ((order(a) + order(b)) >> 1) as i32;
+    f32::from_bits((middle ^ ((middle >> 31) as u32 >> 1) as i32) as u32)
 }
 
 /// The largest element, NaN ignored.
@@ -686,11 +810,12 @@ fn add_drawn<S: Simd>(s: S, z: &[f32], first_id: u32, draw: Draw, drawn: &mut Dr
         return;
     }
     let Draw { key, temperature } = draw;
-    if drawn.id == NONE {
-        // Something to compare with.
-        let at = z.iter().position(|&z| z == max).unwrap_or(0);
+    if drawn.id == NONE || drawn.score < f64::from(max) {
+        // Something to compare with: where rows rise all tokens would beat what came before.
+        let at = sum::first_equal(s, z, max);
         let id = first_id + at as u32;
-        *drawn = Drawn { score: gumbel::score(z[at], temperature, key, id), id, logit: z[at] };
+        let score = gumbel::score(z[at], temperature, key, id);
+        drawn.offer(Drawn { score, id, logit: z[at] });
     }
     if (drawn.score - f64::from(max)) / temperature > gumbel::MOST {
         return;
@@ -791,23 +916,36 @@ impl<S: Simd> Chances<S> {
 
 /// Finds the first NaN of a part that has some, its largest elements and the rank of the target.
 #[inline(always)]
-fn find_nan<S: Simd>(s: S, part: &Part<'_>, target_logit: Option<f32>, out: &mut RowStats) {
-    let mut staged = Staged([0.0; BLOCK]);
+fn find_nan<S: Simd>(s: S, part: &Part<'_>, out: &mut RowStats) {
+    let (mut staged, mut raw) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
     out.top.clear(part.wanted.top_k);
     (out.ge, out.gt) = (0, 0);
     // What was found depends on where NaN were in their vectors.
     out.forget_largest();
-    let ranked = Seek::new(&part.wanted, target_logit).ranked.unwrap_or(f32::NAN);
+    let mut seek = Seek::new(part);
     for block in ranges(part.classes.clone(), BLOCK) {
-        part.stage(s, block.clone(), &mut staged);
-        for (&z, class) in staged.0.iter().zip(block) {
-            out.top.insert(z, part.id(class));
-            out.ge += u64::from(z >= ranked && part.target != Some(class));
-            out.gt += u64::from(z > ranked);
-            if z.is_nan() && out.nan_id == NONE {
-                out.nan_id = part.id(class);
+        let (start, first_id) = (block.start, part.id(block.start));
+        let own = part.target.filter(|target| block.contains(target));
+        part.stage(s, block.clone(), &mut staged, Some(&mut raw));
+        let raw = &raw.0[..block.len()];
+        // Steps with elements that are not below the bound.
+        let (mut hits, bound) = (0, seek.bound());
+        for (i, step) in raw.chunks(STEP).enumerate() {
+            hits |= u32::from(count::<S, false>(s, step, bound) > 0) << i;
+        }
+        let (lanes, _) = staged.0.as_chunks::<LANES>();
+        for (lanes, first) in lanes.iter().zip((first_id..).step_by(LANES)) {
+            let mut nan = sum::nan_bits(s, s.load(lanes));
+            if nan != 0 && out.nan_id == NONE {
+                out.nan_id = first + nan.trailing_zeros();
+            }
+            // They are above all numbers, and the first ones come first.
+            while nan != 0 && seek.k > 0 && out.top.least().is_none_or(|least| !least.is_nan()) {
+                out.top.insert(f32::NAN, first + nan.trailing_zeros());
+                nan &= nan - 1;
             }
         }
+        seek.add(s, raw, hits, own.map(|own| own - start), first_id, out);
     }
     out.top.sort();
 }

@@ -122,6 +122,19 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
     }
 
     #[inline(always)]
+    fn first_nan(s: S, x: &[T], allowed: Option<Allowed<'_>>) -> Option<usize> {
+        let Some(allowed) = allowed else { return sum::first_nan(s, x) };
+        let mut from = 0;
+        while let Some(nan) = sum::first_nan(s, &x[from..]) {
+            if allowed.contains(from + nan) {
+                return Some(from + nan);
+            }
+            from += nan + 1;
+        }
+        None
+    }
+
+    #[inline(always)]
     fn rounded(g: f64, old: Option<T>) -> T {
         T::round(old.map_or(0.0, |old| f64::from(old.widen())) + g)
     }

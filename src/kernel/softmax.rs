@@ -4,7 +4,7 @@ use super::exp::{Map, Scale, map_lanes};
 use super::single::Single;
 use super::sum::{self, ExpSum};
 use super::train::AllowedRows;
-use super::transform::{Allowed, Transform};
+use super::transform::{Allowed, Transform, ZeroBelow, has_subnormals};
 use crate::Element;
 use crate::logits::{Logits, LogitsMut};
 use crate::math;
@@ -42,6 +42,9 @@ fn probabilities<S: Simd, T: Lane>(s: S, row: &mut [T], sum: &ExpSum) {
     }
     // e^(x - lse) = s (1 + q) e^(exponent ln 2 - lse) with s = 2^(n - exponent) <= 2. The last
     // factor is close to 1 and needs two parts, or its rounding would show in every result.
+    if has_subnormals(s, row) {
+        map_lanes(s, row, &ZeroBelow::<S>(s.splat(f32::MIN_POSITIVE)));
+    }
     let exponent = ((lse / LN_2) as f32).round_ties_even();
     let (hi, lo) = split(math::exp(f64::from(exponent) * LN_2 - lse));
     let probability = Probability {

@@ -5,7 +5,9 @@
 
 use super::exp::{self, Parts, Scale};
 use super::total::Total;
-use super::transform::{Allowed, Staged, Transform, stage};
+use super::transform::{
+    Allowed, Staged, Transform, ZeroBelow, has_subnormals, stage, subnormal_bits,
+};
 use crate::math;
 use crate::simd::{LANES, Lane, Lanes, Simd};
 use std::f64::consts::LN_2;
@@ -97,13 +99,59 @@ impl<'a, T: Lane> Steps<'a, T> {
         max_lane(s.to_lanes(max))
     }
 
-    fn any_nan(&self, block: Range<usize>) -> bool {
-        let elements = |piece: &[Step<T>]| {
-            piece.as_flattened().as_flattened().iter().any(|x| x.widen().is_nan())
-        };
-        self.pieces(block).into_iter().any(elements)
+    #[inline(always)]
+    fn any_nan<S: Simd>(&self, s: S, block: Range<usize>) -> bool {
+        for piece in self.pieces(block) {
+            for step in piece {
+                for lanes in step {
+                    if nan_bits(s, T::load(s, lanes)) != 0 {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// Whether some of `samples` vectors of a block, spread over it, have elements that a CPU may take a hundred times as
+    /// long for: subnormal ones, and those whose exponentials are.
+    ///
+    /// Samples, as a look at every element would cost a tenth of the pass; what they miss is rare enough not to matter.
+    #[inline(always)]
+    fn has_tiny<S: Simd>(&self, s: S, block: Range<usize>, at: &ExpSum, samples: usize) -> bool {
+        let [from, to] = tiny_range(at);
+        let (from, to) = (s.splat(from), s.splat(to));
+        let vectors = 4 * block.len();
+        let by = (vectors / samples).max(1);
+        // Another lane of the steps in every block.
+        let mut i = (block.start / (BLOCK / STEP)) % by;
+        let mut found = 0;
+        while i < vectors {
+            let x = T::load(s, &self.step(block.start + i / 4)[i % 4]);
+            found |= subnormal_bits(s, x) | s.gt_bits(x, from) & s.gt_bits(to, x);
+            i += by;
+        }
+        found != 0
     }
 }
+
+/// Lanes with a NaN.
+#[inline(always)]
+pub(super) fn nan_bits<S: Simd>(s: S, x: S::V) -> u16 {
+    !s.ge_bits(x, x)
+}
+
+/// The elements, counted from 0, whose powers of two are above 0 but below [`FAINT`].
+#[inline(always)]
+fn tiny_range(at: &ExpSum) -> [f32; 2] {
+    let zero = (at.exponent - FIELD) * std::f32::consts::LN_2;
+    [zero, zero + FAINT_FIELD * std::f32::consts::LN_2].map(|x| x + at.origin)
+}
+
+/// What a sum takes for 0 where it avoids numbers that are subnormal: products of smaller powers of two with corrections
+/// would be. It is 2^-98 of a reference whose power is 2^-5, and sums are never below 2^-15.
+const FAINT: f32 = 1.0 / (1u128 << 103) as f32;
+const FAINT_FIELD: f32 = 24.0;
 
 /// The exponent field of the reference, and what may come above and below it.
 ///
@@ -215,6 +263,8 @@ impl Center {
     #[inline(always)]
     pub(super) fn new<S: Simd>(at: f32, sum: &ExpSum) -> Self {
         let at = at - sum.origin;
+        // Differences from a subnormal number are subnormal ones, which take long.
+        let at = if at.abs() < f32::MIN_POSITIVE { 0.0 } else { at };
         let far = (at - sum.exponent * exp::ln_2_step(S::FUSED) as f32).abs() + 4.0;
         let first = (256.0 * far).max(1024.0);
         Center { at, anchors: [first, first * far] }
@@ -224,14 +274,19 @@ impl Center {
 // A function rather than a closure: a closure cannot be told to be inlined, and one that is not
 // has no access to the vector instructions.
 #[inline(always)]
-fn split<S: Simd, T: Lane, const SHIFTED: bool>(
+fn split<S: Simd, T: Lane, const CAREFUL: bool>(
     s: S,
     lanes: &[T; LANES],
     scale: &Scale<S>,
     origin: S::V,
 ) -> Parts<S> {
     let x = T::load(s, lanes);
-    scale.split::<false>(s, if SHIFTED { s.sub(x, origin) } else { x })
+    if !CAREFUL {
+        return scale.split::<false>(s, x);
+    }
+    let x = s.zero_below(x, s.splat(f32::MIN_POSITIVE));
+    let parts = scale.split::<false>(s, s.sub(x, origin));
+    Parts { s: s.zero_below(parts.s, s.splat(FAINT)), ..parts }
 }
 
 /// Adds a power of two to its two sums: what exceeds `coarse` to the first, the rest to the second.
@@ -249,9 +304,11 @@ fn add_anchored<S: Simd>(s: S, [hi, lost]: [S::V; 2], v: S::V) -> [S::V; 2] {
     [sum, s.add(lost, s.sub(v, s.sub(sum, hi)))]
 }
 
-/// Sums the exponentials of the steps of a block, and what `LEVEL` says. `SHIFTED` subtracts the origin first.
+/// Sums the exponentials of the steps of a block, and what `LEVEL` says.
+///
+/// `CAREFUL` subtracts the origin first, and takes for 0 what is or makes subnormal numbers, with the same sum.
 #[inline(always)]
-pub(super) fn sum_steps<S: Simd, T: Lane, const SHIFTED: bool, const LEVEL: u8>(
+pub(super) fn sum_steps<S: Simd, T: Lane, const CAREFUL: bool, const LEVEL: u8>(
     s: S,
     steps: &Steps<'_, T>,
     block: Range<usize>,
@@ -300,15 +357,15 @@ pub(super) fn sum_steps<S: Simd, T: Lane, const SHIFTED: bool, const LEVEL: u8>(
                     }
                     step_bit <<= 1;
                 }
-                let a = split::<S, T, SHIFTED>(s, &step[0], &scale, origin);
-                let b = split::<S, T, SHIFTED>(s, &step[1], &scale, origin);
+                let a = split::<S, T, CAREFUL>(s, &step[0], &scale, origin);
+                let b = split::<S, T, CAREFUL>(s, &step[1], &scale, origin);
                 let rest = s.mul_add(b.s, b.q, s.mul(a.s, a.q));
                 bits = s.or3(bits, a.z, b.z);
                 (hi, low) = add_powers(s, (hi, low), a.s, coarse);
                 (hi, low) = add_powers(s, (hi, low), b.s, coarse);
                 moments = add_moments::<S, LEVEL>(s, &a, &b, center, moments);
-                let c = split::<S, T, SHIFTED>(s, &step[2], &scale, origin);
-                let d = split::<S, T, SHIFTED>(s, &step[3], &scale, origin);
+                let c = split::<S, T, CAREFUL>(s, &step[2], &scale, origin);
+                let d = split::<S, T, CAREFUL>(s, &step[3], &scale, origin);
                 let rest = s.mul_add(d.s, d.q, s.mul_add(c.s, c.q, rest));
                 bits = s.or3(bits, c.z, d.z);
                 (hi, low) = add_powers(s, (hi, low), c.s, coarse);
@@ -389,6 +446,7 @@ pub(crate) fn max_lane(mut lanes: Lanes) -> f32 {
 }
 
 /// The sum of one chunk while it is being read: 16 lanes of `f64`.
+#[derive(Clone, Copy)]
 pub(super) struct ChunkSum<S: Simd> {
     s: S,
     pub(super) at: ExpSum,
@@ -397,7 +455,14 @@ pub(super) struct ChunkSum<S: Simd> {
     pub(super) sums: S::Wide,
     /// The largest element of the last block, if it was asked for.
     pub(super) max: f32,
+    /// Whether the last block did not fit at once: then the next may not either.
+    pub(super) moved: bool,
+    /// Whether tiny numbers were seen in this chunk; `None` before its first block.
+    tiny: Option<bool>,
 }
+
+/// How many vectors are looked at for tiny numbers, of the first block of a chunk and of the others.
+const SAMPLES: [usize; 2] = [16, 2];
 
 impl<S: Simd> ChunkSum<S> {
     #[inline(always)]
@@ -408,7 +473,43 @@ impl<S: Simd> ChunkSum<S> {
             top: f32::NEG_INFINITY,
             sums: s.wide_zero(),
             max: f32::NEG_INFINITY,
+            moved: false,
+            tiny: None,
         }
+    }
+
+    /// Whether two sums go on alike.
+    #[inline(always)]
+    pub(super) fn is_at(&self, other: &Self) -> bool {
+        self.at == other.at && self.top == other.top
+    }
+
+    /// Before a block is summed: whether that takes [`sum_steps`] with care.
+    #[inline(always)]
+    pub(super) fn takes_care<T: Lane>(
+        &mut self,
+        steps: &Steps<'_, T>,
+        block: Range<usize>,
+    ) -> bool {
+        if self.tiny != Some(true) {
+            let samples = SAMPLES[usize::from(self.tiny.is_some())];
+            self.tiny = Some(steps.has_tiny(self.s, block, &self.at, samples));
+        }
+        self.at.origin != 0.0 || self.tiny == Some(true)
+    }
+
+    /// Whether the reference is to be moved, or cannot be, before a block is summed: what would be found out after it,
+    /// looked for where the block before makes it likely.
+    #[inline(always)]
+    pub(super) fn is_off<T: Lane>(&self, steps: &Steps<'_, T>, block: Range<usize>) -> bool {
+        if !self.moved {
+            return self.at.is_empty();
+        }
+        let s = self.s;
+        let max = s.splat(steps.max(s, block) - self.at.origin);
+        let z = Scale::<S>::new(s, self.at.exponent, FIELD).split::<false>(s, max).z;
+        // With no field above 15 there is none of those that are near.
+        !exp::fields_fit(s, z) || !s.has_bits(z, 127 & !15)
     }
 
     #[inline(always)]
@@ -416,21 +517,21 @@ impl<S: Simd> ChunkSum<S> {
         // Moments are for the chunks of `logprobs`, and so are large elements.
         let center = Center { at: 0.0, anchors: [0.0; 2] };
         let mut looked = false;
-        if self.at.is_empty() {
+        if self.is_off(steps, block.clone()) {
             if !self.look(steps, block.clone()) {
                 return;
             }
             looked = true;
         }
         loop {
-            // Rows of small numbers have no origin, and need no loop for it.
-            let near = T::MAX < exp::max_exponent::<S>() * 0.69;
-            let sum = if near || self.at.origin == 0.0 {
-                sum_steps::<S, T, false, LEVEL>(self.s, steps, block.clone(), &self.at, center, 0.0)
+            let (s, at) = (self.s, self.at);
+            let sum = if self.takes_care(steps, block.clone()) {
+                sum_steps::<S, T, true, LEVEL>(s, steps, block.clone(), &at, center, 0.0)
             } else {
-                sum_steps::<S, T, true, LEVEL>(self.s, steps, block.clone(), &self.at, center, 0.0)
+                sum_steps::<S, T, false, LEVEL>(s, steps, block.clone(), &at, center, 0.0)
             };
             if looked || sum.fits(self.s) {
+                self.moved = looked;
                 self.add(&sum);
                 if LEVEL == MAX {
                     self.max = sum.max(self.s);
@@ -457,7 +558,7 @@ impl<S: Simd> ChunkSum<S> {
         self.max = max;
         if max.is_infinite() {
             self.at.inf |= max > 0.0;
-            self.at.nan |= steps.any_nan(block);
+            self.at.nan |= steps.any_nan(self.s, block);
             return false;
         }
         let mut to = ExpSum { origin: 0.0, exponent: exp::exponent_of(max), ..self.at };
@@ -678,6 +779,19 @@ impl<'a, S: Simd> Differences<'a, S> {
 impl<S: Simd> Extra<S> for Differences<'_, S> {
     #[inline(always)]
     fn block(&mut self, s: S, block: &[f32], start: usize) {
+        let mut copy;
+        let mut block = block;
+        if has_subnormals(s, block) {
+            // As what they add to such a sum is nothing, and products with them take long.
+            copy = Staged([0.0; BLOCK]);
+            copy.0[..block.len()].copy_from_slice(block);
+            exp::map_lanes(
+                s,
+                &mut copy.0[..block.len()],
+                &ZeroBelow::<S>(s.splat(f32::MIN_POSITIVE)),
+            );
+            block = &copy.0[..block.len()];
+        }
         let mut sums = (s.splat(0.0), s.splat(0.0));
         let (steps, rest) = as_steps(block);
         let Some(anchor) = self.from else {
@@ -847,7 +961,7 @@ pub(crate) fn argmax_ignoring_nan<S: Simd, T: Lane>(
             best = (max, start);
         }
     }
-    first_in_block(row, best.1, best.0)
+    first_in_block(s, row, best.1, best.0)
 }
 
 /// As [`argmax_ignoring_nan`] of a row under a mask, staged block by block.
@@ -861,14 +975,44 @@ fn masked_argmax<S: Simd, T: Lane>(s: S, row: &[T], mask: &Transform<'_>) -> usi
         let steps = Steps::new(z, None);
         let max = steps.max(s, 0..steps.len);
         if max > best.0 {
-            best = (max, block.start + first_in_block(z, 0, max));
+            best = (max, block.start + first_equal(s, z, max));
         }
     }
     best.1
 }
 
+/// The first NaN.
+#[inline(always)]
+pub(crate) fn first_nan<S: Simd, T: Lane>(s: S, row: &[T]) -> Option<usize> {
+    let (lanes, rest) = row.as_chunks::<LANES>();
+    for (i, lanes) in lanes.iter().enumerate() {
+        let nan = nan_bits(s, T::load(s, lanes));
+        if nan != 0 {
+            return Some(LANES * i + nan.trailing_zeros() as usize);
+        }
+    }
+    let at = rest.iter().position(|x| x.widen().is_nan());
+    at.map(|at| LANES * lanes.len() + at)
+}
+
 /// The first index of `value` in the block that starts at `start`; `start` if it is not there.
 #[inline(always)]
-pub(crate) fn first_in_block<T: Lane>(row: &[T], start: usize, value: f32) -> usize {
-    start + row[start..].iter().take(BLOCK).position(|x| x.widen() == value).unwrap_or(0)
+pub(crate) fn first_in_block<S: Simd, T: Lane>(s: S, row: &[T], start: usize, value: f32) -> usize {
+    start + first_equal(s, &row[start..row.len().min(start + BLOCK)], value)
+}
+
+/// The first index of `value`; 0 if it is not there.
+#[inline(always)]
+pub(crate) fn first_equal<S: Simd, T: Lane>(s: S, row: &[T], value: f32) -> usize {
+    let (lanes, rest) = row.as_chunks::<LANES>();
+    let wanted = s.splat(value);
+    for (i, lanes) in lanes.iter().enumerate() {
+        let x = T::load(s, lanes);
+        let equal = s.ge_bits(x, wanted) & s.ge_bits(wanted, x);
+        if equal != 0 {
+            return LANES * i + equal.trailing_zeros() as usize;
+        }
+    }
+    let at = rest.iter().position(|x| x.widen() == value);
+    at.map_or(0, |at| LANES * lanes.len() + at)
 }

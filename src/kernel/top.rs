@@ -15,7 +15,7 @@ const MOST_IN_ORDER: usize = 32;
 pub(crate) struct Top<R> {
     k: usize,
     len: usize,
-    /// The last of the `k`, when they were last selected.
+    /// The last of `k`, when they were last looked at.
     least: Option<R>,
     entries: [(R, u32); 2 * MAX_TOP_K],
 }
@@ -60,6 +60,9 @@ impl<R: Copy + PartialOrd + Default> Top<R> {
         }
         self.entries[self.len] = (value, id);
         self.len += 1;
+        if self.len == self.k && self.least.is_none() {
+            self.least = self.entries().iter().copied().max_by(order).map(|(least, _)| least);
+        }
     }
 
     fn insert_in_order(&mut self, new: (R, u32)) {
@@ -67,18 +70,38 @@ impl<R: Copy + PartialOrd + Default> Top<R> {
         if is_full && !self.entries().last().is_some_and(|&last| comes_before(new, last)) {
             return;
         }
-        // From the end: what comes late is rarely among the first.
-        let mut at = self.len - usize::from(is_full);
-        while at > 0 && comes_before(new, self.entries[at - 1]) {
-            self.entries[at] = self.entries[at - 1];
-            at -= 1;
-        }
+        let kept = self.len - usize::from(is_full);
+        // Rows that rise have every element before all others.
+        let at = match self.entries[..kept].first() {
+            Some(&first) if !comes_before(new, first) => {
+                self.entries[..kept].partition_point(|&entry| !comes_before(new, entry))
+            }
+            _ => 0,
+        };
+        self.entries.copy_within(at..kept, at + 1);
         self.entries[at] = new;
         if !is_full {
             self.len += 1;
         }
         if self.len == self.k {
             self.least = Some(self.entries[self.k - 1].0);
+        }
+    }
+
+    /// Leaves out what is below a number that `k` elements to come are as large as.
+    pub(crate) fn drop_below(&mut self, least: R) {
+        let mut kept = 0;
+        for i in 0..self.len {
+            // NaN is not below.
+            let is_below = self.entries[i].0 < least;
+            if !is_below {
+                self.entries[kept] = self.entries[i];
+                kept += 1;
+            }
+        }
+        self.len = kept;
+        if kept < self.k {
+            self.least = None;
         }
     }
 

@@ -211,6 +211,13 @@ pub(crate) trait RowKernel<S: Simd>: Element {
 
     fn is_nan(x: Self) -> bool;
 
+    /// The first class that may be with a NaN.
+    fn first_nan(s: S, x: &[Self], allowed: Option<Allowed<'_>>) -> Option<usize> {
+        let _ = s;
+        let may_be = |class| allowed.is_none_or(|allowed| allowed.contains(class));
+        (0..x.len()).find(|&class| Self::is_nan(x[class]) && may_be(class))
+    }
+
     /// `old + g`, or `g`, rounded once.
     fn rounded(g: f64, old: Option<Self>) -> Self;
 
@@ -423,8 +430,7 @@ impl<T: Element> OneRow<'_, T> {
         let mut best = largest;
         if self.config.argmax
             && (nll.is_nan() || T::is_nan(x[largest]))
-            && let Some(nan) =
-                (0..x.len()).find(|&class| T::is_nan(x[class]) && transform.is_allowed(class))
+            && let Some(nan) = T::first_nan(s, x, transform.allowed)
         {
             best = nan;
         }

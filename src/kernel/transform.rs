@@ -5,11 +5,14 @@ use super::sum::BLOCK;
 use crate::math;
 use crate::simd::{LANES, Lane, Simd};
 
-/// `z = cap(scale * x + bias) / temperature` with `cap(u) = c tanh(u / c)`, and -inf for classes that may not be.
+/// `z = (cap(scale * x + bias) - origin) / temperature` with `cap(u) = c tanh(u / c)`, and -inf for classes that may not
+/// be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Transform<'a> {
     pub(crate) scale: f64,
     pub(crate) temperature: f64,
+    /// 0, but for rows that a low temperature takes out of the range of `f32`: their largest logit.
+    pub(crate) origin: f64,
     pub(crate) softcap: Option<Softcap>,
     pub(crate) allowed: Option<Allowed<'a>>,
     /// What is added to some classes, in ascending order. For losses there is none.
@@ -75,8 +78,14 @@ pub(crate) struct Softcap {
 }
 
 impl Transform<'_> {
-    pub(crate) const IDENTITY: Transform<'static> =
-        Transform { scale: 1.0, temperature: 1.0, softcap: None, allowed: None, bias: &[] };
+    pub(crate) const IDENTITY: Transform<'static> = Transform {
+        scale: 1.0,
+        temperature: 1.0,
+        origin: 0.0,
+        softcap: None,
+        allowed: None,
+        bias: &[],
+    };
 
     #[inline(always)]
     pub(crate) fn is_identity(&self) -> bool {
@@ -91,6 +100,13 @@ impl Transform<'_> {
     /// `z` of one `f64` and the derivative of the softcap there. Plain code: it is rarely wanted of `f64`.
     #[inline(always)]
     pub(crate) fn one(&self, class: usize, x: f64) -> (f64, f64) {
+        let (z, slope) = self.one_raw(class, x);
+        (self.cooled(z), slope)
+    }
+
+    /// As [`Transform::one`], before the temperature.
+    #[inline(always)]
+    pub(crate) fn one_raw(&self, class: usize, x: f64) -> (f64, f64) {
         let is_allowed = self.is_allowed(class);
         let x = if is_allowed { x } else { f64::NEG_INFINITY };
         let (mut z, mut slope) = (x * self.scale, 1.0);
@@ -109,11 +125,35 @@ impl Transform<'_> {
                 z = (cap * (math::one_minus_exp_neg(u) / (1.0 + e))).copysign(z);
             }
         }
-        (if is_allowed { z / self.temperature } else { x }, slope)
+        (if is_allowed { z } else { x }, slope)
     }
 
-    /// As `z` of [`stage`], without the options that only losses have.
-    pub(crate) fn one_f32(&self, class: usize, x: f32) -> f32 {
+    /// What the temperature makes of a logit.
+    #[inline(always)]
+    pub(crate) fn cooled(&self, z: f64) -> f64 {
+        (if self.origin == 0.0 { z } else { z - self.origin }) / self.temperature
+    }
+
+    /// As [`Transform::cooled`], with the bits of [`stage`].
+    #[inline(always)]
+    pub(crate) fn cooled_f32(&self, z: f32) -> f32 {
+        if self.temperature == 1.0 {
+            return z;
+        }
+        (if self.origin == 0.0 { z } else { z - self.origin as f32 }) / self.temperature as f32
+    }
+
+    /// What logits are below after the temperature that [`stage`] may take for 0; 0 if it takes none.
+    #[inline(always)]
+    pub(crate) fn faint(&self) -> f32 {
+        if self.temperature == 1.0 {
+            return 0.0;
+        }
+        (f32::MIN_POSITIVE / self.temperature as f32).max(f32::MIN_POSITIVE)
+    }
+
+    /// A logit as [`stage_raw`] leaves it, without the options that only losses have.
+    pub(crate) fn raw_f32(&self, class: usize, x: f32) -> f32 {
         if !self.is_allowed(class) {
             return f32::NEG_INFINITY;
         }
@@ -121,7 +161,7 @@ impl Transform<'_> {
         if let Ok(at) = self.bias.binary_search_by_key(&class, |&(id, _)| id as usize) {
             z = biased(z, self.bias[at].1);
         }
-        if self.temperature == 1.0 { z } else { z / self.temperature as f32 }
+        z
     }
 
     /// `z` of each, in place, from class `start` on.
@@ -164,7 +204,20 @@ pub(crate) fn stage<S: Simd, T: Lane>(
 
 /// As [`stage`], of logits that are there already.
 #[inline(always)]
-pub(crate) fn stage_in_place<S: Simd>(
+fn stage_in_place<S: Simd>(
+    s: S,
+    transform: &Transform<'_>,
+    start: usize,
+    z: &mut [f32],
+    slope: Option<&mut [f32]>,
+) {
+    stage_raw(s, transform, start, z, slope);
+    stage_cooled(s, transform, z);
+}
+
+/// What [`stage`] does before the temperature.
+#[inline(always)]
+pub(crate) fn stage_raw<S: Simd>(
     s: S,
     transform: &Transform<'_>,
     start: usize,
@@ -174,6 +227,9 @@ pub(crate) fn stage_in_place<S: Simd>(
     if let Some(allowed) = transform.allowed {
         // First: what may not be may be anything, and its slope has to be a number.
         allowed.mask(s, start, z);
+    }
+    if transform.scale != 1.0 || transform.softcap.is_some() {
+        drop_subnormals(s, transform, z);
     }
     if transform.scale != 1.0 {
         let k = s.splat(transform.scale as f32);
@@ -196,8 +252,64 @@ pub(crate) fn stage_in_place<S: Simd>(
             allowed.mask(s, start, z);
         }
     }
+}
+
+/// What [`stage`] does for the temperature.
+#[inline(always)]
+pub(crate) fn stage_cooled<S: Simd>(s: S, transform: &Transform<'_>, z: &mut [f32]) {
     if transform.temperature != 1.0 {
-        each(s, z, &Divide::<S>(s.splat(transform.temperature as f32)));
+        drop_subnormals(s, transform, z);
+        let divide = Divide::<S> {
+            origin: (transform.origin != 0.0).then(|| s.splat(transform.origin as f32)),
+            temperature: s.splat(transform.temperature as f32),
+        };
+        each(s, z, &divide);
+    }
+}
+
+/// The largest factor of logits with which subnormal ones make no difference: `e^z` is 1 in `f64` too.
+const SLOPE_OF_NOTHING: f64 = 1e20;
+
+/// Takes subnormal numbers for 0, which products and quotients take a hundred times as long for, if there are some.
+#[inline(always)]
+fn drop_subnormals<S: Simd>(s: S, transform: &Transform<'_>, z: &mut [f32]) {
+    if transform.slope() <= SLOPE_OF_NOTHING && has_subnormals(s, z) {
+        each(s, z, &ZeroBelow::<S>(s.splat(f32::MIN_POSITIVE)));
+    }
+}
+
+/// Whether some of a few vectors, spread over the elements, have subnormal numbers.
+#[inline(always)]
+pub(crate) fn has_subnormals<S: Simd, T: Lane>(s: S, x: &[T]) -> bool {
+    const SAMPLES: usize = 16;
+    let (lanes, _) = x.as_chunks::<LANES>();
+    let by = if lanes.len() <= SAMPLES * SAMPLES {
+        (lanes.len() / SAMPLES).max(1)
+    } else {
+        // One in 17: rows are often made of powers of two.
+        SAMPLES + 1
+    };
+    let mut found = 0;
+    for lanes in lanes.iter().step_by(by) {
+        found |= subnormal_bits(s, T::load(s, lanes));
+    }
+    found != 0
+}
+
+/// Lanes with a subnormal number.
+#[inline(always)]
+pub(crate) fn subnormal_bits<S: Simd>(s: S, x: S::V) -> u16 {
+    let x = s.neg_abs(x);
+    s.gt_bits(x, s.splat(-f32::MIN_POSITIVE)) & s.gt_bits(s.splat(0.0), x)
+}
+
+/// 0 for what is below a bound.
+pub(crate) struct ZeroBelow<S: Simd>(pub(crate) S::V);
+
+impl<S: Simd> Map<S> for ZeroBelow<S> {
+    #[inline(always)]
+    fn map(&self, s: S, x: S::V) -> S::V {
+        s.zero_below(x, self.0)
     }
 }
 
@@ -270,12 +382,15 @@ impl<S: Simd> Map<S> for Multiply<S> {
     }
 }
 
-struct Divide<S: Simd>(S::V);
+struct Divide<S: Simd> {
+    origin: Option<S::V>,
+    temperature: S::V,
+}
 
 impl<S: Simd> Map<S> for Divide<S> {
     #[inline(always)]
     fn map(&self, s: S, x: S::V) -> S::V {
-        s.div(x, self.0)
+        s.div(self.origin.map_or(x, |origin| s.sub(x, origin)), self.temperature)
     }
 }
 

@@ -299,6 +299,19 @@ impl Simd for Avx2 {
         halves!(_mm256_and_ps, nonzero, product)
     }
     #[inline(always)]
+    fn zero_below(self, v: Pair, bound: Pair) -> Pair {
+        let sign = self.splat(-0.0);
+        let magnitude = halves!(_mm256_andnot_ps, sign, v);
+        // True for NaN.
+        let kept = unsafe {
+            [
+                _mm256_cmp_ps::<_CMP_NLT_UQ>(magnitude[0], bound[0]),
+                _mm256_cmp_ps::<_CMP_NLT_UQ>(magnitude[1], bound[1]),
+            ]
+        };
+        halves!(_mm256_and_ps, v, kept)
+    }
+    #[inline(always)]
     fn or3(self, a: Pair, b: Pair, c: Pair) -> Pair {
         let ab = halves!(_mm256_or_ps, a, b);
         halves!(_mm256_or_ps, ab, c)

@@ -233,6 +233,14 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn zero_below(self, v: __m512, bound: __m512) -> __m512 {
+        unsafe {
+            // True for NaN.
+            let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(_mm512_abs_ps(v), bound);
+            _mm512_maskz_mov_ps(kept, v)
+        }
+    }
+    #[inline(always)]
     fn or3(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe {
             _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xfe>(

@@ -148,6 +148,9 @@ pub(crate) trait Simd: Simd64 {
     /// `if a == 0 { 0 } else { a * b }` per lane: 0 times infinity or NaN is 0.
     fn mul_nonzero(self, a: Self::V, b: Self::V) -> Self::V;
 
+    /// 0 in lanes whose magnitude is below that of `bound`, which is positive; NaN stays.
+    fn zero_below(self, v: Self::V, bound: Self::V) -> Self::V;
+
     /// Bitwise `a | b | c`.
     fn or3(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 
@@ -213,9 +216,6 @@ pub(crate) trait Lane: Copy + Default + 'static {
     const NEG_INFINITY: Self;
     const NAN: Self;
 
-    /// The largest finite number.
-    const MAX: f32;
-
     /// Vectors to a cache line.
     const PER_LINE: usize = 64 / size_of::<[Self; LANES]>();
 
@@ -234,11 +234,10 @@ pub(crate) trait Lane: Copy + Default + 'static {
 }
 
 macro_rules! lanes {
-    ($($type:ident $max:expr, $load:ident $store:ident $stream:ident, $as_f32:expr, $widen:expr, $round:expr;)*) => {$(
+    ($($type:ident $load:ident $store:ident $stream:ident, $as_f32:expr, $widen:expr, $round:expr;)*) => {$(
         impl Lane for $type {
             const NEG_INFINITY: Self = $type::NEG_INFINITY;
             const NAN: Self = $type::NAN;
-            const MAX: f32 = $max;
 
             #[inline(always)]
             fn load<S: Simd>(s: S, src: &[Self; LANES]) -> S::V {
@@ -268,9 +267,9 @@ macro_rules! lanes {
     )*};
 }
 lanes! {
-    f32 f32::MAX, load store stream, Some, std::convert::identity, |x| x as f32;
-    bf16 f32::from_bits(0x7f7f_0000), load_bf16 store_bf16 stream_bf16, |_| None, half::widen_bf16, |x| half::round_bf16(half::round_to_odd(x));
-    f16 65_504.0, load_f16 store_f16 stream_f16, |_| None, half::widen_f16, |x| half::round_f16(half::round_to_odd(x));
+    f32 load store stream, Some, std::convert::identity, |x| x as f32;
+    bf16 load_bf16 store_bf16 stream_bf16, |_| None, half::widen_bf16, |x| half::round_bf16(half::round_to_odd(x));
+    f16 load_f16 store_f16 stream_f16, |_| None, half::widen_f16, |x| half::round_f16(half::round_to_odd(x));
 }
 
 /// Lanes of the virtual vector of `f64`.

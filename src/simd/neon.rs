@@ -301,6 +301,13 @@ impl Simd for Neon {
         quarters!(vbslq_f32, is_zero, zero, product)
     }
     #[inline(always)]
+    fn zero_below(self, v: Quad, bound: Quad) -> Quad {
+        // False for NaN.
+        let (zero, magnitude) = (self.splat(0.0), quarters!(vabsq_f32, v));
+        let small = quarters!(vcltq_f32, magnitude, bound);
+        quarters!(vbslq_f32, small, zero, v)
+    }
+    #[inline(always)]
     fn or3(self, a: Quad, b: Quad, c: Quad) -> Quad {
         let a = quarters!(vreinterpretq_u32_f32, a);
         let b = quarters!(vreinterpretq_u32_f32, b);

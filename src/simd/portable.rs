@@ -120,6 +120,10 @@ impl Simd for Portable {
         a.simd_eq(zero).bitselect(zero, a * b)
     }
     #[inline(always)]
+    fn zero_below(self, v: f32x16, bound: f32x16) -> f32x16 {
+        v.abs().simd_lt(bound).bitselect(self.splat(0.0), v)
+    }
+    #[inline(always)]
     fn or3(self, a: f32x16, b: f32x16, c: f32x16) -> f32x16 {
         a | b | c
     }

@@ -121,6 +121,10 @@ impl Simd for Scalar {
         map2(a, b, |a, b| if a == 0.0 { 0.0 } else { a * b })
     }
     #[inline(never)]
+    fn zero_below(self, v: Lanes, bound: Lanes) -> Lanes {
+        map2(v, bound, |v, bound| if v.abs() < bound { 0.0 } else { v })
+    }
+    #[inline(never)]
     fn or3(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
         map3(a, b, c, |a, b, c| f32::from_bits(a.to_bits() | b.to_bits() | c.to_bits()))
     }

@@ -895,7 +895,8 @@ fn statistics_from_bytes() {
         let mut bytes = bytes;
         bytes[bit / 8] ^= 1 << (bit % 8);
         let Ok(stats) = RowStats::from_bytes(&bytes) else { continue };
-        for stats in [stats, stats.merge(&marked()), marked().merge(&stats), stats.merge(&stats)] {
+        let merged = [stats.merge(&marked()), marked().merge(&stats), stats.merge(&stats)];
+        for stats in merged.into_iter().flatten().chain([stats]) {
             let _ = (stats.loss(), stats.saved(), stats.rank(), stats.strict_rank());
             let _ = (stats.argmax(), stats.entropy(), stats.varentropy(), stats.sampled());
             assert!(stats.top_k().count() <= 128);

@@ -13,29 +13,34 @@ pub(crate) struct Found {
     /// At least the target, and above it.
     pub(crate) ranks: (u64, u64),
     pub(crate) argmax: u32,
+    /// The largest logit before the temperature; -inf if there is a NaN.
+    pub(crate) max: f64,
     /// A token that was drawn, and its logit.
     pub(crate) drawn: Option<(u32, f64)>,
 }
 
 /// Two passes over a row that has classes: what is largest, then the sums.
 pub(crate) fn run(part: &Part<'_, &[f64]>, top: &mut Top<f64>) -> Found {
-    let z = |class: usize| part.transform.one(class, part.row[class]).0;
+    // Temperatures make equals of numbers that are not: order is that before.
+    let raw = |class: usize| part.transform.one_raw(class, part.row[class]).0;
+    let cooled = |raw: f64| part.transform.cooled(raw);
     let target = part.target_logit.unwrap_or(f64::NAN);
     top.clear(part.wanted.top_k);
     let (mut max, mut argmax, mut nan) = (f64::NEG_INFINITY, 0, None);
     let (mut ge, mut gt) = (0, 0);
     let mut drawn: Option<(f64, usize, f64)> = None;
     for class in 0..part.row.len() {
-        let z = z(class);
-        if z > max {
-            (max, argmax) = (z, class);
+        let raw = raw(class);
+        if raw > max {
+            (max, argmax) = (raw, class);
         }
-        if z.is_nan() && nan.is_none() {
+        if raw.is_nan() && nan.is_none() {
             nan = Some(class);
         }
-        ge += u64::from(z >= target);
-        gt += u64::from(z > target);
-        top.insert(z, part.id(class));
+        ge += u64::from(raw >= target);
+        gt += u64::from(raw > target);
+        top.insert(raw, part.id(class));
+        let z = cooled(raw);
         if let Some(draw) = part.draw.filter(|draw| draw.temperature > 0.0)
             && z > f64::NEG_INFINITY
         {
@@ -47,16 +52,18 @@ pub(crate) fn run(part: &Part<'_, &[f64]>, top: &mut Top<f64>) -> Found {
         }
     }
     top.sort();
+    let raw_max = max;
+    let max = cooled(raw_max);
     if part.draw.is_some_and(|draw| draw.temperature == 0.0) && max > f64::NEG_INFINITY {
         drawn = Some((max, argmax, max));
     }
     let poisoned = nan.is_some() || max == f64::INFINITY;
-    let distribution = if poisoned || max == f64::NEG_INFINITY {
+    let distribution = if poisoned || !max.is_finite() {
         Distribution::NAN
     } else {
         let mut sums = [Compensated::default(), Compensated::default(), Compensated::default()];
         for class in (0..part.row.len()).filter(|&class| class != argmax) {
-            let z = z(class);
+            let z = cooled(raw(class));
             let below = max - z;
             let e = math::exp(-below);
             if e > 0.0 {
@@ -72,15 +79,17 @@ pub(crate) fn run(part: &Part<'_, &[f64]>, top: &mut Top<f64>) -> Found {
         let [sum, first, second] = sums.map(|sum| sum.value());
         Distribution::new(max, sum, first, second)
     };
+    let origin = part.transform.origin / part.transform.temperature;
     let logsumexp = match nan {
         Some(_) => f64::NAN,
         None if max.is_infinite() => max,
-        None => max + distribution.nll,
+        None => origin + max + distribution.nll,
     };
     Found {
         distribution,
         logsumexp,
         ranks: (ge, gt + u64::from(!target.is_nan())),
+        max: if nan.is_some() { f64::NEG_INFINITY } else { raw_max },
         argmax: if part.row.is_empty() { NONE } else { part.id(nan.unwrap_or(argmax)) },
         drawn: drawn.filter(|_| !poisoned).map(|(_, class, z)| (part.id(class), z)),
     }
