@@ -12,6 +12,9 @@ use crate::{
 
 /// The derivative of what is trained by the loss: what the gradient is multiplied by.
 ///
+/// Where it is 0 nothing that is trained depends on the row: the gradient is 0, exactly, whatever the logits are,
+/// NaN too.
+///
 /// ```
 /// use xent::Upstream;
 ///
@@ -92,7 +95,8 @@ impl<'a, T> Gradient<'a, T> {
         self
     }
 
-    /// Adds to what the matrix holds, instead of overwriting it. Ignored rows stay as they are.
+    /// Adds to what the matrix holds, instead of overwriting it. Ignored rows, and those whose upstream gradient is 0,
+    /// stay as they are.
     pub fn accumulate(mut self) -> Self {
         self.accumulate = true;
         self
@@ -143,10 +147,11 @@ impl CrossEntropy<'_> {
     /// Loss and gradient in one call, for one read of the logits from memory and one write of the gradient:
     /// each row is read a second time while it is in the cache.
     ///
-    /// The gradient of ignored rows is exactly 0, and their logits are not read; that of rows with a NaN, +inf
+    /// The gradient of ignored rows is exactly 0, and their logits are not read; it is exactly 0 as well where the
+    /// upstream gradient is 0, whatever else is NaN or infinite. That of other rows with a NaN, +inf
     /// or nothing but -inf is NaN. Where the target is masked (-inf) it is `p - 1` at the target, as in
-    /// PyTorch. An infinite factor (of the upstream gradient, or where a mean has weights that sum to 0) makes
-    /// infinities and NaN. Allocates 48 bytes per row, nothing per class.
+    /// PyTorch. An infinite factor makes infinities and NaN: of the upstream gradient, or where a mean has weights that
+    /// sum to 0. Allocates 48 bytes per row, nothing per class.
     ///
     /// # Accuracy
     /// `tests/gradient.rs` holds every backend to these bounds; the bits are the same on all with fused

@@ -4,14 +4,15 @@ mod common;
 #[path = "support/training.rs"]
 mod training;
 
-use common::{Kind, Rng, distance, for_each_backend, key, keys, property};
+use common::{Kind, Rng, distance, for_each_backend, key, key64, keys, property};
 use proptest::prelude::*;
+use std::fmt::Debug;
 use std::sync::LazyLock;
 use training::{Setup, Trained, Wanted, train};
 use xent::reference::{self, Target};
 use xent::{
-    Backend, CrossEntropy, EmptyMean, Gradient, LogSumExp, Logits, LogitsMut, Reduction,
-    RowOutputs, Targets, Upstream,
+    AllowedTokens, Backend, CrossEntropy, Element, EmptyMean, Floats, Gradient, LogSumExp, Logits,
+    LogitsMut, Reduction, RowOutputs, Shard, SparseProbs, Targets, Upstream, bf16, f16,
 };
 
 /// A batch with everything that a call takes.
@@ -752,4 +753,208 @@ fn nothing_to_train_on() {
             }
         }
     });
+}
+
+/// A type of logits, of numbers that all of them hold.
+trait Number: Element + PartialEq + Debug {
+    fn of(x: f32) -> Self;
+
+    /// To compare by: NaN is NaN, and +0 is not -0.
+    fn key(self) -> u64;
+}
+
+macro_rules! numbers {
+    ($($type:ty: $of:expr;)*) => {$(
+        impl Number for $type {
+            fn of(x: f32) -> Self {
+                $of(x)
+            }
+
+            fn key(self) -> u64 {
+                key64(self.into())
+            }
+        }
+    )*};
+}
+numbers! {
+    f32: |x| x;
+    f64: f64::from;
+    bf16: bf16::from_f32;
+    f16: f16::from_f32;
+}
+
+fn keys_of<T: Number>(x: &[T]) -> Vec<u64> {
+    x.iter().map(|&x| x.key()).collect()
+}
+
+/// The gradient of a batch, by every way that there is.
+struct Ways<'a, T: Number> {
+    ce: &'a CrossEntropy<'a>,
+    x: &'a [T],
+    rows: usize,
+    targets: Targets<'a>,
+    upstream: Upstream<'a>,
+}
+
+impl<T: Number> Ways<'_, T> {
+    /// What is written, by four ways, and by two what is added to `old`.
+    fn gradients(&self, old: &[T]) -> ([Vec<T>; 4], [Vec<T>; 2], f64) {
+        let (ce, targets, upstream, rows) = (self.ce, self.targets, self.upstream, self.rows);
+        let vocab = self.x.len() / rows;
+        let logits = Logits::new(self.x, rows, vocab).unwrap();
+        let mut saved = vec![LogSumExp::default(); rows];
+        let out = RowOutputs::new().saved(&mut saved);
+        let loss = ce.evaluate(logits, targets, out).unwrap().loss();
+        let into = |from: &[T], f: &dyn Fn(LogitsMut<'_, T>)| {
+            let mut g = from.to_vec();
+            f(LogitsMut::new(&mut g, rows, vocab).unwrap());
+            g
+        };
+        let none = RowOutputs::new;
+        fn gradient<'a, T>(to: LogitsMut<'a, T>, upstream: Upstream<'a>) -> Gradient<'a, T> {
+            Gradient::new(to).upstream(upstream)
+        }
+        let check = |evaluation: Result<xent::Evaluation, xent::Error>| {
+            assert_eq!(key64(evaluation.unwrap().loss()), key64(loss));
+        };
+        let written = [
+            into(old, &|to| {
+                check(ce.forward_backward(logits, targets, gradient(to, upstream), none()))
+            }),
+            into(self.x, &|to| check(ce.forward_backward_in_place(to, targets, upstream, none()))),
+            into(old, &|to| ce.backward(logits, targets, &saved, gradient(to, upstream)).unwrap()),
+            into(self.x, &|to| ce.backward_in_place(to, targets, &saved, upstream).unwrap()),
+        ];
+        let added = [
+            into(old, &|to| {
+                let gradient = gradient(to, upstream).accumulate();
+                check(ce.forward_backward(logits, targets, gradient, none()));
+            }),
+            into(old, &|to| {
+                ce.backward(logits, targets, &saved, gradient(to, upstream).accumulate()).unwrap();
+            }),
+        ];
+        (written, added, loss)
+    }
+}
+
+/// Rows of four, the last two of which have a gradient.
+const BAD: [[f32; 4]; 6] = [
+    [f32::NAN, 1.0, 2.0, 0.5],
+    [1.0, f32::INFINITY, 2.0, 0.5],
+    [f32::NEG_INFINITY; 4],
+    [f32::NAN; 4],
+    [1.0, 2.0, f32::NEG_INFINITY, 3.0],
+    [0.5, -1.0, 2.0, 0.0],
+];
+
+fn nothing_depends_on_a_row_of_upstream_0<T>(backend: Backend)
+where
+    T: Number,
+    for<'a> Floats<'a>: From<&'a [T::Real]>,
+    T::Real: From<f32>,
+{
+    let x: Vec<T> = BAD.as_flattened().iter().map(|&x| T::of(x)).collect();
+    let old: Vec<T> = (0..24).map(|i| T::of(i as f32 * 0.25 - 3.0)).collect();
+    let reals = |values: &[f32]| values.iter().map(|&x| T::Real::from(x)).collect::<Vec<_>>();
+    let (weights, zeros) = (reals(&[0.5, 2.0, 1.0, 0.25]), reals(&[0.0; 4]));
+    let plain = CrossEntropy::new().backend(backend);
+    let ces = [
+        plain.clone(),
+        plain.clone().reduction(Reduction::Sum),
+        plain.clone().label_smoothing(0.1),
+        plain.clone().z_loss(0.1),
+        plain.clone().class_weights(&weights[..]).label_smoothing(0.1),
+        plain.clone().softcap(20.0).logit_scale(0.5),
+        plain.clone().allowed_tokens(AllowedTokens::new(&[0b1111, 0, 0b11, 1, 0b111, 0b1111])),
+        // Of a mean that is 0 divided by 0, or infinite.
+        plain.clone().class_weights(&zeros[..]),
+        plain.clone().token_weights(&[f32::NAN, f32::INFINITY, 0.0, 1.0, -1.0, 0.0]),
+    ];
+    let ids = [0i64, 1, 2, 3, 0, 1];
+    let probs = reals(&[0.25; 24]);
+    let sparse_ids = [0i64, 1, -100, 2, 3, 3, 0, 0, 1, 2, 3, 0];
+    let sparse = reals(&[0.5; 12]);
+    for (which, ce) in ces.iter().enumerate() {
+        for (kind, targets) in [
+            Targets::from(&ids),
+            Targets::probs(&probs[..]),
+            SparseProbs::new(&sparse_ids, &sparse[..], 2).into(),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let some = [0.0, -0.0, 0.0, 0.0, 1.0, -0.5];
+            let others = Ways { ce, x: &x, rows: 6, targets, upstream: Upstream::rows(&some) };
+            let (written, added, loss) = others.gradients(&old);
+            let ones = [1.0; 6];
+            let upstream = Upstream::rows(&ones);
+            let (all, ..) = Ways { upstream, ..others }.gradients(&old);
+            for (written, all) in written.iter().zip(&all) {
+                assert_eq!(keys_of(&written[..16]), [0; 16], "{which} {kind}");
+                // The others are what they are.
+                assert_eq!(keys_of(&written[16..20]), keys_of(&all[16..20]), "{which} {kind}");
+            }
+            added.iter().for_each(|added| assert_eq!(added[..16], old[..16], "{which} {kind}"));
+            assert!(loss.is_nan(), "{which} {kind}");
+            // One for all of them.
+            for zero in [0.0, -0.0] {
+                let upstream = zero.into();
+                let (written, added, _) = Ways { upstream, ..others }.gradients(&old);
+                written.iter().for_each(|g| assert_eq!(keys_of(g), [0; 24], "{which} {kind}"));
+                added.iter().for_each(|g| assert_eq!(g, &old, "{which} {kind}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_nothing_depends_on_has_gradient_0() {
+    for_each_backend(|backend| {
+        nothing_depends_on_a_row_of_upstream_0::<f32>(backend);
+        nothing_depends_on_a_row_of_upstream_0::<f64>(backend);
+        nothing_depends_on_a_row_of_upstream_0::<bf16>(backend);
+        nothing_depends_on_a_row_of_upstream_0::<f16>(backend);
+
+        // Rows that are long, columns, and shards.
+        let (rows, vocab) = (3, 40_000);
+        let x: Vec<f32> = (0..rows * vocab)
+            .map(|i| if i / vocab == 1 { f32::NAN } else { (i % 89) as f32 * 0.1 })
+            .collect();
+        let (upstream, targets) = ([1.0, 0.0, 2.0], [5i64, 6, 7]);
+        let ce = CrossEntropy::new().backend(backend).reduction(Reduction::Sum);
+        let got =
+            train(&ce, Logits::new(&x, rows, vocab).unwrap(), &targets, Upstream::rows(&upstream));
+        assert_eq!(keys(&got.gradient[vocab..2 * vocab]), vec![0; vocab]);
+        assert!(got.gradient[2 * vocab..].iter().all(|&g| g != 0.0 && !g.is_nan()));
+        let turned = |x: &[f32]| -> Vec<f32> {
+            (0..vocab * rows).map(|i| x[i % rows * vocab + i / rows]).collect()
+        };
+        let (columns, mut g) = (turned(&x), vec![7.0; rows * vocab]);
+        let to = LogitsMut::classes_first(&mut g, 1, vocab, rows).unwrap();
+        let to = Gradient::new(to).upstream(Upstream::rows(&upstream));
+        let logits = Logits::classes_first(&columns, 1, vocab, rows).unwrap();
+        ce.forward_backward(logits, &targets, to, RowOutputs::new()).unwrap();
+        assert_eq!(keys(&g), keys(&turned(&got.gradient)));
+        let mut g = vec![7.0; rows * vocab];
+        for (first, len) in [(0, 32_768), (32_768, vocab - 32_768)] {
+            let to = LogitsMut::with_stride(&mut g[first..], rows, len, vocab).unwrap();
+            let to = Gradient::new(to).upstream(Upstream::rows(&upstream));
+            let logits = Logits::with_stride(&x[first..], rows, len, vocab).unwrap();
+            let shard = ce.clone().shard(Shard::new(first, vocab));
+            shard.backward(logits, &targets, &got.stats, to).unwrap();
+        }
+        assert_eq!(keys(&g[vocab..2 * vocab]), vec![0; vocab]);
+        assert!(g.iter().all(|g| !g.is_nan()));
+    });
+    // What is written past the caches.
+    let (rows, vocab) = (9, 1 << 20);
+    let mut x = vec![0.0_f32; rows * vocab];
+    x[..vocab].fill(f32::NAN);
+    let mut upstream = [1.0; 9];
+    upstream[0] = 0.0;
+    let logits = Logits::new(&x, rows, vocab).unwrap();
+    let got = train(&CrossEntropy::new(), logits, &[3i64; 9], Upstream::rows(&upstream));
+    assert!(got.gradient[..vocab].iter().all(|g| g.to_bits() == 0));
+    assert!(got.gradient[vocab..].iter().all(|&g| g != 0.0 && g.is_finite()));
 }

@@ -235,16 +235,6 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
     };
     for i in 0..rows {
         let target = job.targets.get(i);
-        if let RowTarget::Ignored = target {
-            // An ignored row is never read: it may hold anything.
-            job.out.write_ignored(i);
-            if let Some(gradient) = &mut job.gradient
-                && gradient.store != Store::Add
-            {
-                gradient.to.row_mut(i).fill(T::default());
-            }
-            continue;
-        }
         let mut gradient = job.gradient.as_mut().map(|gradient| RowGradient {
             to: gradient.to.row_mut(i),
             upstream: match gradient.upstream {
@@ -253,6 +243,14 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
             },
             store: gradient.store,
         });
+        if let RowTarget::Ignored = target {
+            // An ignored row is never read: it may hold anything.
+            job.out.write_ignored(i);
+            if let Some(gradient) = gradient {
+                gradient.zero();
+            }
+            continue;
+        }
         let row = OneRow {
             config: job.config,
             transform: Transform {
@@ -313,6 +311,16 @@ struct RowGradient<'a, T> {
     store: Store,
 }
 
+impl<T: Element> RowGradient<'_, T> {
+    /// Writes, or adds, that nothing depends on the logits of the row.
+    #[inline(always)]
+    fn zero(self) {
+        if self.store != Store::Add {
+            self.to.fill(T::default());
+        }
+    }
+}
+
 /// One row that is not ignored.
 struct OneRow<'a, T: Element> {
     config: &'a Config<'a, T::Real>,
@@ -364,7 +372,7 @@ impl<T: Element> OneRow<'_, T> {
     }
 
     #[inline(always)]
-    fn run<S: Simd>(&self, s: S, gradient: Option<RowGradient<'_, T>>) -> Trained
+    fn run<S: Simd>(&self, s: S, mut gradient: Option<RowGradient<'_, T>>) -> Trained
     where
         T: RowKernel<S>,
     {
@@ -435,7 +443,10 @@ impl<T: Element> OneRow<'_, T> {
             best = nan;
         }
         let to_be = || probs.as_ref().map_or(Some(class), Probs::most_probable);
-        if let Some((terms, RowGradient { to, store, .. })) = terms.zip(gradient) {
+        if let Some(gradient) = gradient.take_if(|gradient| gradient.upstream == 0.0) {
+            // Also where a factor of the gradient is NaN.
+            gradient.zero();
+        } else if let Some((terms, RowGradient { to, store, .. })) = terms.zip(gradient) {
             let len = to.len();
             let at_target =
                 terms.at_target.filter(|&(class, _)| class < len && lse.value().is_finite());
