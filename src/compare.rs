@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::columns;
+use crate::evaluation::NanRows;
 use crate::kernel::double::compare::{Job, Outputs};
 use crate::targets::{Ignored, TargetRows};
 use crate::{AllowedTokens, Backend, Comparison, Element, Error, Logits, Targets};
@@ -38,8 +39,8 @@ use crate::{AllowedTokens, Backend, Comparison, Element, Error, Logits, Targets}
 ///   probability and Q is masked KL(P||Q) is +inf, and where Q has one and P is masked KL(Q||P) is. JSD and
 ///   total variation are finite. What is less than 2^-1022 times as probable as the most probable class counts
 ///   as 0.
-/// - If either row has a NaN or +inf, or nothing but -inf, or no classes, all results of the pair are NaN. Whether
-///   the most probable class is the same is known all the same: a NaN is the largest.
+/// - If either row has a NaN or +inf, or nothing but -inf, or no classes, all results of the pair are NaN, and its
+///   most probable class is not the same: there is none. [`Comparison::nan_rows`] says how many pairs these are.
 /// - Rows whose target is `ignore_index`, or one of `ignore_indices`, have 0 and `false`, and are
 ///   not read, unless their classes lie apart.
 ///
@@ -145,7 +146,8 @@ impl<'a> CompareOutputs<'a> {
         self
     }
 
-    /// Whether both rows have the same most probable class, the first if several are.
+    /// Whether both rows have the same most probable class, the first if several are. `false` where the other
+    /// results are NaN.
     pub fn same_top(mut self, out: &'a mut [bool]) -> Self {
         self.slices.same_top = Some(out);
         self
@@ -322,9 +324,10 @@ impl<'a> Compare<'a> {
         if let Some(to) = wanted.same_top {
             to.copy_from_slice(&same_top);
         }
-        // Ignored rows are `false`.
+        // Ignored rows are `false`, and have 0.
         let same_top = same_top.into_iter().filter(|&same| same).count() as u64;
-        let Some(targets) = targets else { return Ok(Comparison::new(kl, same_top)) };
+        let nans = NanRows::of(kl.iter().map(|kl| kl.is_nan()));
+        let Some(targets) = targets else { return Ok(Comparison::new(kl, same_top, nans)) };
         for values in [&mut kl, &mut base_logprobs, &mut other_logprobs, &mut delta_p] {
             let mut row = 0..;
             values.retain(|_| row.next().is_some_and(|row| targets.get(row).is_some()));
@@ -332,6 +335,7 @@ impl<'a> Compare<'a> {
         Ok(Comparison::with_targets(
             kl,
             same_top,
+            nans,
             rows as u64,
             [base_logprobs, other_logprobs, delta_p],
         ))

@@ -1,9 +1,17 @@
 //! Two models compared over a set of rows.
 #![forbid(unsafe_code)]
 
-use crate::math;
+use crate::evaluation::NanRows;
+use crate::math::double_double::Dd;
+use crate::math::spread::{self, Spread, Value};
+use crate::math::{self, exp2_int, exponent};
 
 /// A statistic and its standard error.
+///
+/// Means and their standard errors are within 1 ULP of the exact ones, whatever the digits that the values have in
+/// common, unless values of both signs cancel each other. Neither overflows as long as the values are finite. An
+/// infinite value makes the mean infinite, or NaN together with one of the other sign, and a NaN makes it NaN; the
+/// standard error is NaN then.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
     /// The statistic.
@@ -20,6 +28,8 @@ impl Estimate {
     /// use xent::Estimate;
     ///
     /// assert_eq!(Estimate::of(&[1.0, 3.0]), Estimate { value: 2.0, stderr: 1.0 });
+    /// assert_eq!(Estimate::of(&[1.0, 1.0 + f64::EPSILON]).stderr, 0.5 * f64::EPSILON);
+    /// assert_eq!(Estimate::of(&[1e308, 1e308, 1e308]), Estimate { value: 1e308, stderr: 0.0 });
     /// assert!(Estimate::of(&[1.0]).stderr.is_nan());
     /// ```
     pub fn of(values: &[f64]) -> Self {
@@ -27,10 +37,9 @@ impl Estimate {
     }
 
     /// The mean of values, in their order, with the standard error `sqrt(variance / (n - 1))`.
-    fn mean(values: impl Iterator<Item = f64> + Clone) -> Self {
-        let (mean, deviations, n) = moments(values);
-        let stderr = if n < 2.0 { f64::NAN } else { (deviations / n / (n - 1.0)).sqrt() };
-        Estimate { value: mean, stderr }
+    fn mean<V: Value>(values: impl Iterator<Item = V> + Clone) -> Self {
+        let spread = Spread::of(values);
+        Estimate { value: spread.mean(), stderr: spread.stderr() }
     }
 
     /// Of `e^self`, to first order.
@@ -38,15 +47,6 @@ impl Estimate {
         let value = math::exp(self.value);
         Estimate { value, stderr: value * self.stderr }
     }
-}
-
-/// The mean of values, the sum of their squared deviations from it, and how many they are.
-fn moments(values: impl Iterator<Item = f64> + Clone) -> (f64, f64, f64) {
-    let n = values.clone().count() as f64;
-    let mean = values.clone().fold(0.0, |sum, x| sum + x) / n;
-    // Around the mean before it was rounded, as `Evaluation` has it.
-    let center = mean + values.clone().fold(0.0, |sum, x| sum + (x - mean)) / n;
-    (mean, values.fold(0.0, |sum, x| sum + (x - center) * (x - center)), n)
 }
 
 /// Two models compared over a set of rows: what `llama-perplexity --kl-divergence` prints, with its formulas,
@@ -77,6 +77,7 @@ pub struct Comparison {
     kl: Vec<f64>,
     same_top: u64,
     ignored: u64,
+    nans: NanRows,
     at_targets: Option<AtTargets>,
 }
 
@@ -121,25 +122,27 @@ fn percentiles<const N: usize>(values: &[f64], fractions: [f64; N]) -> [f64; N] 
         if share == 0.0 {
             return below;
         }
-        (1.0 - share) * below + share * sorted[at as usize + 1]
+        let above = sorted[at as usize + 1];
+        ((1.0 - share) * below + share * above).clamp(below, above)
     })
 }
 
 impl Comparison {
-    pub(crate) fn new(kl: Vec<f64>, same_top: u64) -> Self {
-        Comparison { kl, same_top, ignored: 0, at_targets: None }
+    pub(crate) fn new(kl: Vec<f64>, same_top: u64, nans: NanRows) -> Self {
+        Comparison { kl, same_top, ignored: 0, nans, at_targets: None }
     }
 
     /// Of so many rows, some of which are left out of the values.
     pub(crate) fn with_targets(
         kl: Vec<f64>,
         same_top: u64,
+        nans: NanRows,
         rows: u64,
         [base_logprobs, other_logprobs, delta_p]: [Vec<f64>; 3],
     ) -> Self {
         let ignored = rows - kl.len() as u64;
         let at_targets = Some(AtTargets { base_logprobs, other_logprobs, delta_p });
-        Comparison { kl, same_top, ignored, at_targets }
+        Comparison { kl, same_top, ignored, nans, at_targets }
     }
 
     /// Adds the rows of `next`, for logits that come in batches: the same as one comparison of all rows.
@@ -158,6 +161,7 @@ impl Comparison {
                 all.delta_p.append(&mut next.delta_p);
                 all
             });
+        self.nans = self.nans.followed_by(self.count() + self.ignored, next.nans);
         self.kl.append(&mut next.kl);
         self.same_top += next.same_top;
         self.ignored += next.ignored;
@@ -171,6 +175,29 @@ impl Comparison {
     /// The number of rows left out.
     pub fn ignored(&self) -> u64 {
         self.ignored
+    }
+
+    /// The number of kept rows without a result, as either model has a NaN, +inf, or nothing but -inf there: with one
+    /// of them means and percentiles are NaN.
+    ///
+    /// ```
+    /// use xent::{Compare, CompareOutputs, Logits};
+    ///
+    /// let (p, q) = ([0.0_f32, 1.0, f32::NAN, 1.0], [0.0_f32, 1.0, 0.0, 1.0]);
+    /// let (p, q) = (Logits::new(&p, 2, 2)?, Logits::new(&q, 2, 2)?);
+    /// let all = Compare::new().evaluate(p, q, CompareOutputs::new())?;
+    /// assert_eq!((all.nan_rows(), all.first_nan_row()), (1, Some(1)));
+    /// assert_eq!(all.same_top().value, 0.5); // there is no agreement on a row without a result
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn nan_rows(&self) -> u64 {
+        self.nans.count
+    }
+
+    /// The first of [`Comparison::nan_rows`], counted from 0 through all rows, ignored ones and those of earlier batches
+    /// ([`Comparison::append`]) included.
+    pub fn first_nan_row(&self) -> Option<u64> {
+        self.nans.first
     }
 
     /// KL(P||Q) of each kept row, in nats.
@@ -189,12 +216,11 @@ impl Comparison {
         percentiles(&self.kl, fractions)
     }
 
-    /// The share `s` of rows with the same most probable class in both models, and `sqrt(s (1 - s) / (n - 1))`.
+    /// The share `s` of kept rows with the same most probable class in both models, and `sqrt(s (1 - s) / (n - 1))`.
+    /// [`Comparison::nan_rows`] have no most probable class: they count as rows where the models differ.
     pub fn same_top(&self) -> Estimate {
-        let n = self.kl.len() as f64;
-        let share = self.same_top as f64 / n;
-        let stderr = if n < 2.0 { f64::NAN } else { (share * (1.0 - share) / (n - 1.0)).sqrt() };
-        Estimate { value: share, stderr }
+        let (value, stderr) = spread::share(self.same_top, self.count());
+        Estimate { value, stderr }
     }
 
     /// What is about the targets, if there were any.
@@ -235,19 +261,18 @@ impl AtTargets {
         Estimate::mean(self.nlls().map(|(_, other)| other)).exp()
     }
 
-    /// Cor(ln PPL(Q), ln PPL(base)): the correlation of the two log-probabilities of a token. NaN if either is
-    /// the same for all.
+    /// Cor(ln PPL(Q), ln PPL(base)): the correlation of the two log-probabilities of a token, from -1 to 1. NaN if
+    /// either is the same for all, or infinite or NaN for one.
+    ///
+    /// Within 2^-52 of the exact one however little log-probabilities differ: that of a model with itself is 1.
     pub fn correlation(&self) -> f64 {
-        let (base, base_square, _) = moments(self.nlls().map(|(base, _)| base));
-        let (other, other_square, _) = moments(self.nlls().map(|(_, other)| other));
-        let product = self.nlls().fold(0.0, |sum, (b, o)| sum + (b - base) * (o - other));
-        product / (base_square.sqrt() * other_square.sqrt())
+        spread::correlation(self.nlls())
     }
 
     /// The mean of ln(PPL(Q) / PPL(base)): of the differences of log-probabilities, whose standard error is much
     /// smaller than that of either perplexity where the models agree.
     pub fn log_ratio(&self) -> Estimate {
-        Estimate::mean(self.nlls().map(|(base, other)| other - base))
+        Estimate::mean(self.nlls().map(|(base, other)| Dd::sum(other, -base)))
     }
 
     /// PPL(Q) / PPL(base).
@@ -255,12 +280,19 @@ impl AtTargets {
         self.log_ratio().exp()
     }
 
-    /// PPL(Q) - PPL(base).
+    /// PPL(Q) - PPL(base), from [`AtTargets::log_ratio`], so that a small one keeps its digits. Of perplexities beyond
+    /// the range of `f64` it is infinite, or NaN if they are equal, and its standard error NaN.
     pub fn difference(&self) -> Estimate {
         let (base, other) = (self.base_perplexity().value, self.other_perplexity().value);
-        // To first order, covariance included.
-        let linear = Estimate::mean(self.nlls().map(|(b, o)| other * o - base * b));
-        Estimate { value: other - base, stderr: linear.stderr }
+        let log_ratio = self.log_ratio().value;
+        let apart = if log_ratio >= 0.0 {
+            other * math::one_minus_exp_neg(log_ratio)
+        } else {
+            -(base * math::one_minus_exp_neg(-log_ratio))
+        };
+        // PPL(Q) times its log-probabilities less PPL(base) times its own: to first order, covariance included.
+        let linear = self.nlls().map(|(b, o)| Dd::sum(o, -b) * base + Dd::product(apart, o));
+        Estimate { value: apart, stderr: Estimate::mean(linear).stderr }
     }
 
     /// The mean of the probability of the target under Q less that under P, 1 being all of it.
@@ -276,9 +308,14 @@ impl AtTargets {
     /// The root of the mean of its square, with the standard error `0.5 / rms` times that of the square; 0 if it is
     /// 0 everywhere.
     pub fn rms_delta_p(&self) -> Estimate {
-        let square = Estimate::mean(self.delta_p.iter().map(|d| d * d));
-        let value = square.value.sqrt();
-        let stderr = if value == 0.0 { square.stderr } else { 0.5 / value * square.stderr };
-        Estimate { value, stderr }
+        let largest = self.delta_p.iter().fold(0.0, |largest: f64, d| largest.max(d.abs()));
+        // Squares of less than 1e-154 would be cut to 0.
+        let exponent = exponent(largest).clamp(-1022, 0);
+        let (unit, inverse) = (exp2_int(exponent), exp2_int(-exponent));
+        let squares = self.delta_p.iter().map(|d| Dd::product(d * inverse, d * inverse));
+        let spread = Spread::of(squares);
+        let (rms, stderr) = (spread.root_mean(), spread.stderr());
+        let stderr = if rms == 0.0 { stderr } else { 0.5 * stderr / rms };
+        Estimate { value: rms * unit, stderr: stderr * unit }
     }
 }

@@ -35,7 +35,8 @@ pub enum Reduction {
     /// Their sum; 0 if there are none.
     Sum,
     /// Their sum divided by their weight: by the sum of the class weights of their targets, or without
-    /// weights by their number, in both cases each multiplied by its token weight. See [`EmptyMean`] if there are none. Rows with probability targets weigh
+    /// weights by their number, in both cases each multiplied by its token weight. See [`EmptyMean`] if there are none,
+    /// or none that weighs anything. Rows with probability targets weigh
     /// 1 whatever the class weights, as in PyTorch.
     #[default]
     Mean,
@@ -45,26 +46,49 @@ pub enum Reduction {
 }
 
 impl Reduction {
-    /// What a sum is divided by, where the rows weigh `weight` together.
+    /// What a sum over rows of that weight is divided by.
     #[inline]
-    pub(crate) fn denominator(self, weight: f64) -> f64 {
+    pub(crate) fn denominator(self, weight: Weight, empty_mean: EmptyMean) -> f64 {
         match self {
             Reduction::Sum => 1.0,
-            Reduction::Mean => weight,
+            // It leaves nothing of a sum, and of gradients, but NaN.
+            Reduction::Mean if weight.is_empty && empty_mean == EmptyMean::Zero => f64::INFINITY,
+            Reduction::Mean => weight.sum,
             Reduction::MeanOver(divisor) => divisor,
-        }
-    }
-
-    #[inline]
-    pub(crate) fn apply(self, sum: f64, weight: f64, empty: bool, empty_mean: EmptyMean) -> f64 {
-        match self {
-            Reduction::Mean if empty && empty_mean == EmptyMean::Zero => 0.0,
-            _ => sum / self.denominator(weight),
         }
     }
 }
 
-/// What the mean of no rows is.
+/// What rows weigh together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Weight {
+    sum: f64,
+    /// Whether none weighs anything: weights of both signs may sum to 0 too.
+    is_empty: bool,
+}
+
+impl Default for Weight {
+    #[inline]
+    fn default() -> Self {
+        Weight { sum: 0.0, is_empty: true }
+    }
+}
+
+impl Weight {
+    #[inline]
+    pub(crate) fn add(&mut self, weight: f64) {
+        self.sum += weight;
+        self.is_empty &= weight == 0.0;
+    }
+
+    pub(crate) fn merge(self, next: Weight) -> Weight {
+        Weight { sum: self.sum + next.sum, is_empty: self.is_empty && next.is_empty }
+    }
+}
+
+/// What the mean of nothing is: of no rows, or of rows none of which weighs anything, as their token weights or the
+/// class weights of their targets are all 0. (Weights of both signs that sum to 0 are not nothing: their mean is
+/// infinite or NaN, as in PyTorch.)
 ///
 /// ```
 /// use xent::{CrossEntropy, EmptyMean, Logits};
@@ -72,16 +96,21 @@ impl Reduction {
 /// let nothing = Logits::<f32>::new(&[], 0, 50_257)?;
 /// let targets: &[i64] = &[];
 /// assert!(CrossEntropy::new().forward(nothing, targets)?.is_nan());
-/// assert_eq!(CrossEntropy::new().empty_mean(EmptyMean::Zero).forward(nothing, targets)?, 0.0);
+/// let zero = CrossEntropy::new().empty_mean(EmptyMean::Zero);
+/// assert_eq!(zero.forward(nothing, targets)?, 0.0);
+///
+/// let two = Logits::new(&[1.0_f32, 2.0, 3.0, 4.0], 2, 2)?;
+/// assert_eq!(zero.token_weights(&[0.0_f32; 2]).forward(two, &[0i64, 1])?, 0.0);
 /// # Ok::<(), xent::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EmptyMean {
-    /// NaN, as in PyTorch: 0 divided by 0.
+    /// NaN, as in PyTorch: 0 divided by 0. So is the gradient of rows that weigh nothing.
     #[default]
     Nan,
-    /// 0, for trainers that would rather skip a batch without targets.
+    /// 0, for trainers that would rather skip a batch without targets, and the gradient is 0. Rows that are kept and
+    /// whose loss is infinite or NaN make it NaN all the same: a weight of 0 does not hide them.
     Zero,
 }
 
@@ -112,7 +141,8 @@ pub enum EmptyMean {
 ///
 /// # Special values
 /// - -inf is a mask: probability 0, exactly. As the target's logit it makes the loss +inf.
-/// - A row with a NaN or +inf, or with nothing but -inf, has loss NaN; other rows are not affected.
+/// - A row with a NaN or +inf, or with nothing but -inf, has loss NaN; other rows are not affected. It is never
+///   correct, whatever its argmax is, and [`Evaluation::nan_rows`] says how many there are.
 /// - Rows whose target is `ignore_index`, or one of `ignore_indices`, have loss 0, log-probability
 ///   0, logsumexp 0, argmax -1. Nothing is computed from them; they are never read, unless their
 ///   classes lie apart.
@@ -229,7 +259,8 @@ impl<'a, R> RowOutputs<'a, R> {
     }
 
     /// Counts the rows whose argmax is the target: [`Evaluation::correct`]. For probability targets that
-    /// is the first class with the largest probability.
+    /// is the first class with the largest probability. Rows whose log-probability is NaN have an argmax, and are
+    /// never correct.
     ///
     /// Costs one more maximum per vector, from the first-level cache.
     pub fn count_correct(mut self) -> Self {
@@ -304,7 +335,7 @@ impl<'w> CrossEntropy<'w> {
         self
     }
 
-    /// What the mean of no rows is.
+    /// What the mean of no rows is, or of rows that weigh nothing.
     pub const fn empty_mean(mut self, empty_mean: EmptyMean) -> Self {
         self.empty_mean = empty_mean;
         self
@@ -357,6 +388,11 @@ impl<'w> CrossEntropy<'w> {
 
     /// A weight per row, of any sign and in any precision: its loss, its z-loss and what it counts in a
     /// mean are multiplied by it. 0 does not hide a loss that is infinite or NaN: that is what `ignore_index` is for.
+    /// If all are 0 the mean is that of nothing: see [`EmptyMean`].
+    ///
+    /// Rows whose weight is 0 do not count in [`Evaluation::perplexity`], [`Evaluation::accuracy`] and all other
+    /// statistics of log-probabilities, whatever is in them, so a mask of 1 and 0 may be given as it is. Those with any
+    /// other weight each count once there.
     ///
     /// ```
     /// use xent::{CrossEntropy, Logits};
@@ -745,19 +781,18 @@ impl<'w> CrossEntropy<'w> {
         weights: Option<&[R]>,
         rows: usize,
     ) -> (f64, f64) {
-        if self.reduction != Reduction::Mean {
-            let divisor = self.reduction.denominator(1.0);
-            return (divisor, divisor);
-        }
-        let (mut weight, mut token_weight) = (0.0, 0.0);
-        for row in 0..rows {
-            let w = self.token_weights.map_or(1.0, |weights| weights.get(row));
-            if let Some(class_weight) = targets.weight(row, weights) {
-                weight += w * class_weight;
-                token_weight += w;
+        let [mut weight, mut token_weight] = [Weight::default(); 2];
+        if self.reduction == Reduction::Mean {
+            for row in 0..rows {
+                let w = self.token_weights.map_or(1.0, |weights| weights.get(row));
+                if let Some(class_weight) = targets.weight(row, weights) {
+                    weight.add(w * class_weight);
+                    token_weight.add(w);
+                }
             }
         }
-        (weight, token_weight)
+        let divisor = |weight| self.reduction.denominator(weight, self.empty_mean);
+        (divisor(weight), divisor(token_weight))
     }
 
     #[inline]

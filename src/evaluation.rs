@@ -1,15 +1,19 @@
 //! Loss, perplexity and accuracy of a set of rows.
 #![forbid(unsafe_code)]
 
+use crate::cross_entropy::Weight;
 use crate::kernel::forward::Row;
 use crate::math;
+use crate::math::spread::Spread;
 use crate::{EmptyMean, Reduction};
 use std::f64::consts::LN_2;
 
 /// What a pass over logits and targets found out about all rows together.
 ///
-/// Made by [`CrossEntropy::evaluate`](crate::CrossEntropy::evaluate). All statistics are over the
-/// kept rows, those whose target is not ignored, from losses in `f64` taken in row order.
+/// Made by [`CrossEntropy::evaluate`](crate::CrossEntropy::evaluate). The loss is that of the kept rows, those whose
+/// target is not ignored, with all options. All other statistics are over the rows that count: the kept
+/// ones whose token weight is not 0 ([`CrossEntropy::token_weights`](crate::CrossEntropy::token_weights)). Each of
+/// these counts once there, whatever its weight, with the negative log-probability of its target in `f64`.
 ///
 /// ```
 /// use xent::{CrossEntropy, Logits, RowOutputs};
@@ -28,14 +32,37 @@ pub struct Evaluation {
     reduced: Reduced,
     /// Of the negative log-probabilities.
     sum: f64,
-    mean: f64,
-    /// Sum of squared deviations of these from their mean.
-    deviations: f64,
-    count: u64,
+    nlls: Spread,
     ignored: u64,
     correct: Option<u64>,
+    nans: NanRows,
     reduction: Reduction,
     empty_mean: EmptyMean,
+}
+
+/// Rows that have NaN where they should have a result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NanRows {
+    pub(crate) count: u64,
+    pub(crate) first: Option<u64>,
+}
+
+impl NanRows {
+    /// Of whether each row is one.
+    pub(crate) fn of(rows: impl Iterator<Item = bool>) -> Self {
+        let mut nans = NanRows::default();
+        for (row, _) in (0..).zip(rows).filter(|&(_, is_nan)| is_nan) {
+            nans.count += 1;
+            nans.first = nans.first.or(Some(row));
+        }
+        nans
+    }
+
+    /// With those of the batch after these `rows`.
+    pub(crate) fn followed_by(self, rows: u64, next: NanRows) -> Self {
+        let first = self.first.or(next.first.map(|row| rows + row));
+        NanRows { count: self.count + next.count, first }
+    }
 }
 
 /// Sums over the kept rows, in row order.
@@ -43,9 +70,8 @@ pub struct Evaluation {
 pub(crate) struct Reduced {
     loss: f64,
     z_loss: f64,
-    weight: f64,
-    token_weight: f64,
-    count: u64,
+    weight: Weight,
+    token_weight: Weight,
 }
 
 impl Reduced {
@@ -55,9 +81,8 @@ impl Reduced {
         for row in rows.iter().filter(|row| row.kept) {
             sums.loss += row.loss;
             sums.z_loss += row.z_loss;
-            sums.weight += row.weight;
-            sums.token_weight += row.token_weight;
-            sums.count += 1;
+            sums.weight.add(row.weight);
+            sums.token_weight.add(row.token_weight);
         }
         sums
     }
@@ -66,20 +91,19 @@ impl Reduced {
         Reduced {
             loss: self.loss + next.loss,
             z_loss: self.z_loss + next.z_loss,
-            weight: self.weight + next.weight,
-            token_weight: self.token_weight + next.token_weight,
-            count: self.count + next.count,
+            weight: self.weight.merge(next.weight),
+            token_weight: self.token_weight.merge(next.token_weight),
         }
     }
 
     #[inline]
     fn cross_entropy(&self, reduction: Reduction, empty_mean: EmptyMean) -> f64 {
-        reduction.apply(self.loss, self.weight, self.count == 0, empty_mean)
+        self.loss / reduction.denominator(self.weight, empty_mean)
     }
 
     #[inline]
     fn z_loss(&self, reduction: Reduction, empty_mean: EmptyMean) -> f64 {
-        reduction.apply(self.z_loss, self.token_weight, self.count == 0, empty_mean)
+        self.z_loss / reduction.denominator(self.token_weight, empty_mean)
     }
 
     #[inline]
@@ -97,24 +121,16 @@ impl Evaluation {
         reduction: Reduction,
         empty_mean: EmptyMean,
     ) -> Self {
-        let reduced = Reduced::new(rows);
-        let count = reduced.count;
-        let correct = rows.iter().filter(|row| row.correct).count() as u64;
-        let kept = || rows.iter().filter(|row| row.kept).map(|row| row.nll);
-        let sum = kept().sum::<f64>() + 0.0;
-        let mean = sum / count as f64;
-        // Around the mean, as E[v^2] - E[v]^2 cancels, and may even come out negative; and around it
-        // before it was rounded, so that equal losses have no deviation.
-        let center = mean + kept().map(|loss| loss - mean).sum::<f64>() / count as f64;
-        let deviations = kept().map(|loss| (loss - center) * (loss - center)).sum();
+        let counted = || rows.iter().filter(|row| row.counts());
+        let nlls = Spread::of(counted().map(|row| row.nll));
+        let correct = counted().filter(|row| row.is_correct()).count() as u64;
         Evaluation {
-            reduced,
-            sum,
-            mean,
-            deviations,
-            count,
-            ignored: rows.len() as u64 - count,
+            reduced: Reduced::new(rows),
+            sum: counted().map(|row| row.nll).sum::<f64>() + 0.0,
+            nlls,
+            ignored: rows.len() as u64 - nlls.count(),
             correct: count_correct.then_some(correct),
+            nans: NanRows::of(rows.iter().map(Row::is_nan)),
             reduction,
             empty_mean,
         }
@@ -122,8 +138,8 @@ impl Evaluation {
 
     /// The statistics of the rows of both, for logits that come in batches.
     ///
-    /// The reduction is that of `self`. The last bits of the sum may differ from those of one call over
-    /// all rows, as it is a sum of sums.
+    /// The reduction is that of `self`, whose rows come first. The last bits of loss and sum may differ from those of
+    /// one call over all rows, as they are sums of sums; mean and standard error do not lose digits.
     ///
     /// ```
     /// use xent::{CrossEntropy, Logits, RowOutputs};
@@ -138,30 +154,13 @@ impl Evaluation {
     /// # Ok::<(), xent::Error>(())
     /// ```
     pub fn merge(&self, next: &Evaluation) -> Evaluation {
-        if self.count == 0 || next.count == 0 {
-            let some = if self.count == 0 { next } else { self };
-            return Evaluation {
-                reduced: self.reduced.merge(&next.reduced),
-                ignored: self.ignored + next.ignored,
-                correct: self.correct_with(next),
-                reduction: self.reduction,
-                empty_mean: self.empty_mean,
-                ..*some
-            };
-        }
-        // Chan, Golub and LeVeque's update of the squared deviations.
-        let (n, m) = (self.count as f64, next.count as f64);
-        let apart = next.mean - self.mean;
-        let sum = self.sum + next.sum;
-        let count = self.count + next.count;
         Evaluation {
             reduced: self.reduced.merge(&next.reduced),
-            sum,
-            mean: sum / count as f64,
-            deviations: self.deviations + next.deviations + apart * apart * (n * m / (n + m)),
-            count,
+            sum: self.sum + next.sum,
+            nlls: self.nlls.merge(&next.nlls),
             ignored: self.ignored + next.ignored,
             correct: self.correct_with(next),
+            nans: self.nans.followed_by(self.count() + self.ignored, next.nans),
             reduction: self.reduction,
             empty_mean: self.empty_mean,
         }
@@ -169,7 +168,7 @@ impl Evaluation {
 
     /// Known if it is for both; no rows at all need not have been counted.
     fn correct_with(&self, next: &Evaluation) -> Option<u64> {
-        let of = |e: &Evaluation| if e.count == 0 { Some(0) } else { e.correct };
+        let of = |e: &Evaluation| if e.count() == 0 { Some(0) } else { e.correct };
         let known = self.correct.is_some() || next.correct.is_some();
         of(self).zip(of(next)).filter(|_| known).map(|(a, b)| a + b)
     }
@@ -195,28 +194,44 @@ impl Evaluation {
         }
     }
 
-    /// The sum of the negative log-probabilities of the targets, in nats, whatever the options; for probability
-    /// targets that of their cross-entropies, weighted and smoothed.
+    /// The sum of the negative log-probabilities of the targets, in nats, of the rows that count, whatever the options;
+    /// for probability targets that of their cross-entropies, weighted and smoothed.
     pub fn sum(&self) -> f64 {
         self.sum
     }
 
     /// The mean of the negative log-probabilities of the targets, in nats; NaN for no rows. Whatever
     /// the reduction and the options, and so are the statistics that follow from it.
+    ///
+    /// Within 1 ULP of the exact mean of the rows' own, in however many batches they came; finite if these are.
     pub fn mean(&self) -> f64 {
-        self.mean
+        self.nlls.mean()
     }
 
     /// The standard error of the mean, `sqrt(variance / (n - 1))` with the variance over `n` as
-    /// llama.cpp has it; NaN for fewer than two rows.
+    /// llama.cpp has it; NaN for fewer than two rows, and if one is infinite or NaN.
+    ///
+    /// Within 1 ULP of the exact one, also where rows differ in their last digits only.
     pub fn stderr(&self) -> f64 {
-        let n = self.count as f64;
-        if self.count < 2 { f64::NAN } else { (self.deviations / n / (n - 1.0)).sqrt() }
+        self.nlls.stderr()
     }
 
     /// `e^mean`: the number of equally probable classes that would be as hard to guess among.
+    ///
+    /// With token weights that are a mask, 1 and 0, it is that of the rows of weight 1. With others and no further
+    /// option, `e^loss` of a mean is the weighted one.
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Logits, RowOutputs};
+    ///
+    /// let logits = Logits::new(&[0.0, 0.0, 0.0, 9.0], 2, 2)?;
+    /// let first = CrossEntropy::new().token_weights(&[1.0_f32, 0.0]);
+    /// let e = first.evaluate(logits, &[0i64, 0], RowOutputs::new())?;
+    /// assert_eq!((e.perplexity(), e.count(), e.ignored()), (2.0, 1, 1));
+    /// # Ok::<(), xent::Error>(())
+    /// ```
     pub fn perplexity(&self) -> f64 {
-        math::exp(self.mean)
+        math::exp(self.mean())
     }
 
     /// The standard error of the perplexity, to first order: perplexity times [`Evaluation::stderr`].
@@ -226,31 +241,57 @@ impl Evaluation {
 
     /// `mean / ln 2`.
     pub fn bits_per_token(&self) -> f64 {
-        self.mean / LN_2
+        self.mean() / LN_2
     }
 
-    /// `sum / (bytes * ln 2)`, for the number of bytes of text that the kept rows stand for.
+    /// `sum / (bytes * ln 2)`, for the number of bytes of text that the rows that count stand for.
     pub fn bits_per_byte(&self, bytes: u64) -> f64 {
         self.sum / (bytes as f64 * LN_2)
     }
 
-    /// The share of kept rows whose argmax is the target, if it was asked for; NaN for no rows.
+    /// The share of the rows that count whose argmax is the target, if it was asked for; NaN for no rows.
     pub fn accuracy(&self) -> Option<f64> {
-        self.correct.map(|correct| correct as f64 / self.count as f64)
+        self.correct.map(|correct| correct as f64 / self.count() as f64)
     }
 
-    /// The number of kept rows whose argmax is the target, if it was asked for.
+    /// The number of rows that count whose argmax is the target, if it was asked for. A row whose log-probability is
+    /// NaN is never correct: it has a NaN or +inf, or nothing but -inf, and no most probable class.
     pub fn correct(&self) -> Option<u64> {
         self.correct
     }
 
-    /// The number of kept rows.
+    /// The number of rows that count: that are kept, and whose token weight is not 0.
     pub fn count(&self) -> u64 {
-        self.count
+        self.nlls.count()
     }
 
-    /// The number of rows left out.
+    /// The number of rows that do not count: those left out, and those whose token weight is 0.
     pub fn ignored(&self) -> u64 {
         self.ignored
+    }
+
+    /// The number of kept rows whose loss or log-probability is NaN, of any token weight: with one of them
+    /// [`Evaluation::loss`] is NaN, and with one that counts the mean and what follows from it.
+    ///
+    /// ```
+    /// use xent::{CrossEntropy, Logits, RowOutputs};
+    ///
+    /// let (good, bad) = ([0.0_f32, 1.0], [0.0, f32::NAN]);
+    /// let ce = CrossEntropy::new();
+    /// let of = |x| ce.evaluate(Logits::new(x, 1, 2)?, &[1i64], RowOutputs::new().count_correct());
+    /// let all = of(&good)?.merge(&of(&bad)?);
+    /// assert!(all.loss().is_nan());
+    /// assert_eq!((all.nan_rows(), all.first_nan_row()), (1, Some(1)));
+    /// assert_eq!(all.correct(), Some(1)); // the first
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn nan_rows(&self) -> u64 {
+        self.nans.count
+    }
+
+    /// The first of [`Evaluation::nan_rows`], counted from 0 through all rows, ignored ones included; after
+    /// [`Evaluation::merge`] through all batches, in the order in which they were merged.
+    pub fn first_nan_row(&self) -> Option<u64> {
+        self.nans.first
     }
 }

@@ -151,7 +151,7 @@ impl CrossEntropy<'_> {
     /// upstream gradient is 0, whatever else is NaN or infinite. That of other rows with a NaN, +inf
     /// or nothing but -inf is NaN. Where the target is masked (-inf) it is `p - 1` at the target, as in
     /// PyTorch. An infinite factor makes infinities and NaN: of the upstream gradient, or where a mean has weights that
-    /// sum to 0. Allocates 48 bytes per row, nothing per class.
+    /// sum to 0 and [`EmptyMean`](crate::EmptyMean) does not make it 0. Allocates 48 bytes per row, nothing per class.
     ///
     /// # Accuracy
     /// `tests/gradient.rs` holds every backend to these bounds; the bits are the same on all with fused

@@ -7,6 +7,7 @@
 
 pub(crate) mod double_double;
 pub(crate) mod exact;
+pub(crate) mod spread;
 
 use std::f64::consts::{LN_2, LOG2_E};
 

@@ -9,16 +9,16 @@ use crate::{CrossEntropy, Element, Error, Logits, Targets};
 
 /// The score of one sequence: made by [`CrossEntropy::sequences`].
 ///
-/// Rows that are ignored do not count in anything.
+/// Rows that are ignored, or whose token weight is 0, do not count in anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SequenceScore {
     /// The sum of the log-probabilities of the targets, in nats: the log-likelihood of the sequence. 0 for no
     /// tokens.
     pub logprob: f64,
-    /// The number of rows that were kept.
+    /// The number of rows that count.
     pub tokens: usize,
-    /// The first kept row whose target is not the most probable class, counted from the start of the sequence,
-    /// ignored rows included.
+    /// The first of these whose target is not the most probable class, counted from the start of the sequence,
+    /// rows that do not count included. A row whose log-probability is NaN has no most probable class.
     pub first_mismatch: Option<usize>,
 }
 
@@ -26,10 +26,10 @@ impl SequenceScore {
     /// Of the rows of one sequence, in order.
     fn new(rows: &[Row]) -> Self {
         let mut score = SequenceScore::default();
-        for (i, row) in rows.iter().enumerate().filter(|(_, row)| row.kept) {
+        for (i, row) in rows.iter().enumerate().filter(|(_, row)| row.counts()) {
             score.logprob -= row.nll;
             score.tokens += 1;
-            if !row.correct && score.first_mismatch.is_none() {
+            if !row.is_correct() && score.first_mismatch.is_none() {
                 score.first_mismatch = Some(i);
             }
         }
@@ -47,7 +47,8 @@ impl SequenceScore {
     }
 
     /// Whether every target is the most probable class of its row, the first if several are: what greedy
-    /// decoding generates, `is_greedy` of lm-evaluation-harness. True for no tokens, as there `all` of nothing is.
+    /// decoding generates, `is_greedy` of lm-evaluation-harness. False if a log-probability is NaN. True for no
+    /// tokens, as there `all` of nothing is.
     pub fn is_greedy(&self) -> bool {
         self.first_mismatch.is_none()
     }
@@ -61,12 +62,13 @@ impl CrossEntropy<'_> {
     /// Sums are of losses in `f64`, before they are rounded, in row order: a score has the same bits as that of
     /// a call with the rows of its sequence alone (`tests/sequences.rs`). With [`CrossEntropy::temperature`], masks
     /// and other transforms of the logits log-probabilities are those of the transformed logits; weights, smoothing,
-    /// z-loss and reduction have no part in them. Targets may also be probabilities, whose log-probability is
+    /// z-loss and reduction have no part in them, but that rows whose token weight is 0 do not count, as if their
+    /// targets were ignored. Targets may also be probabilities, whose log-probability is
     /// the negative of their cross-entropy with its options, and whose most probable class has to be that of the
     /// model.
     ///
-    /// A row with a NaN or +inf has log-probability NaN, and so has its sequence; no other sequence is
-    /// affected. A target that is masked makes its sequence -inf. Allocates 48 bytes per row.
+    /// A row with a NaN or +inf, or with nothing but -inf, has log-probability NaN, and so has its sequence, which is
+    /// not greedy; no other sequence is affected. A target that is masked makes its sequence -inf. Allocates 48 bytes per row.
     ///
     /// ```
     /// use xent::{CrossEntropy, Logits, SequenceScore};

@@ -217,17 +217,24 @@ fn special_values() {
 
         // NaN, +inf, nothing but masks, no classes.
         let good: &[f32] = &[1.0, 2.0, 3.0];
-        for (bad, at) in [
-            (&[0.0, f32::NAN, f32::NAN], 1),
-            (&[0.0, f32::INFINITY, MASK], 1),
-            (&[f32::INFINITY, 0.0, f32::NAN], 2),
-            (&[MASK; 3], 0),
+        for bad in [
+            [0.0, f32::NAN, f32::NAN],
+            [0.0, f32::INFINITY, MASK],
+            [f32::INFINITY, 0.0, f32::NAN],
+            [0.0, 1.0, f32::INFINITY],
+            [0.0, 1.0, f32::NAN],
+            [MASK; 3],
         ] {
-            for (p, q, same) in [(bad, bad, true), (bad, &[1.0, 2.0, 3.0], at == 2)] {
+            for (p, q) in [(&bad, &bad), (&bad, &[1.0, 2.0, 3.0])] {
                 let got = pair_at(compare, p, q, 1);
                 let numbers = [got.base_logprobs[0], got.other_logprobs[0], got.delta_p[0]];
                 assert!(four(&got).into_iter().chain(numbers).all(f64::is_nan), "{got:?}");
-                assert_eq!(got.same_top, [same], "{p:?} {q:?}");
+                // What has no distribution agrees with nothing, itself included.
+                assert_eq!(got.same_top, [false], "{p:?} {q:?}");
+                let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+                assert_eq!(pair(compare, &wide(p), &wide(q)).same_top, [false]);
+                let half = |x: &[f32]| x.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>();
+                assert_eq!(pair(compare, &half(q), &wide(p)).same_top, [false]);
                 assert_eq!(got.keys(), pair_at(compare, q, p, 1).keys());
             }
         }
@@ -302,7 +309,7 @@ proptest! {
                 *worst = worst.max(excess(got, want));
             }
             println!("largest errors, in units of 1e-14 + 1e-13 x: {worst:.3?}");
-            assert_eq!(got.same_top, [argmax(&p) == argmax(&q)]);
+            assert_eq!(got.same_top, [argmax(&p) == argmax(&q) && !want[0].is_nan()]);
             if p == q && !want[0].is_nan() {
                 assert_eq!(four(&got), [0.0; 4], "identical rows");
             }
@@ -766,7 +773,7 @@ fn statistics_of_few_rows_and_of_one_model() {
     assert_eq!([same.mean_kl(), at.log_ratio(), at.mean_delta_p(), at.rms_delta_p()], [zero; 4]);
     assert_eq!(at.difference(), zero);
     assert_eq!((at.ratio().value, same.same_top().value), (1.0, 1.0));
-    assert!((at.correlation() - 1.0).abs() < 1e-15);
+    assert_eq!(at.correlation(), 1.0);
 
     // An infinity is one, a NaN is one, and neither is anywhere else.
     let (x, y) = ([0.0, 0.0, 0.0, 1.0, 1.0, 0.0], [0.0, MASK, 0.0, 1.0, 1.0, 0.0]);
@@ -778,4 +785,36 @@ fn statistics_of_few_rows_and_of_one_model() {
     let all = Compare::new().evaluate(Logits::new(&x, 3, 2).unwrap(), y, CompareOutputs::new());
     let all = all.unwrap();
     assert!(all.mean_kl().value.is_nan() && all.kl_percentiles([0.0])[0].is_nan());
+}
+
+#[test]
+fn rows_without_a_result_are_counted() {
+    for_each_backend(|backend| {
+        let p = [f32::NAN, 0.0, 0.0, 1.0, MASK, MASK, f32::NAN, 0.0, 1.0, 0.0];
+        let q = [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, f32::INFINITY];
+        // The first bad row is ignored.
+        let targets = [-100i64, 1, 0, 0, 1];
+        let of = |rows: std::ops::Range<usize>, with_targets: bool| {
+            let compare = Compare::new().backend(backend);
+            let compare =
+                if with_targets { compare.targets(&targets[rows.clone()]) } else { compare };
+            let (n, x) = (rows.len(), 2 * rows.start..2 * rows.end);
+            let (p, q) = (Logits::new(&p[x.clone()], n, 2), Logits::new(&q[x], n, 2));
+            compare.evaluate(p.unwrap(), q.unwrap(), CompareOutputs::new()).unwrap()
+        };
+        let all = of(0..5, true);
+        assert_eq!((all.nan_rows(), all.first_nan_row(), all.count()), (3, Some(2), 4));
+        // One row of four agrees, and its log-probabilities have a mean no more.
+        assert_eq!(all.same_top().value, 0.25);
+        assert!(all.mean_kl().value.is_nan());
+        let all = of(0..5, false);
+        assert_eq!((all.nan_rows(), all.first_nan_row()), (4, Some(0)));
+        let good = of(1..2, true);
+        assert_eq!((good.nan_rows(), good.first_nan_row()), (0, None));
+        for cuts in [&[0, 1, 5][..], &[0, 2, 3, 5], &[0, 0, 5]] {
+            let mut merged = Comparison::default();
+            cuts.windows(2).for_each(|cut| merged.append(of(cut[0]..cut[1], true)));
+            assert_eq!((merged.nan_rows(), merged.first_nan_row()), (3, Some(2)), "{cuts:?}");
+        }
+    });
 }

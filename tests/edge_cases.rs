@@ -11,8 +11,9 @@ mod misuse;
 use std::f32::consts::LN_2;
 use xent::reference::{self, Options, Target, ulp_error};
 use xent::{
-    Backend, CrossEntropy, EmptyMean, Error, Gradient, LOSS_MAX_ULP, Logits, LogitsMut, Reduction,
-    RowOutputs, Softmax, Targets, Upstream,
+    AllowedTokens, Backend, CrossEntropy, Element, EmptyMean, Error, Evaluation, Gradient,
+    LOSS_MAX_ULP, Logits, LogitsMut, LossStats, Reduction, RowOutputs, Shard, Softmax, Targets,
+    Upstream, bf16, f16,
 };
 
 /// A test per case, and the list of their numbers.
@@ -701,7 +702,9 @@ mod case {
                 let wanted = RowOutputs::new().argmax(&mut argmax);
                 let e = ce(b).evaluate(view(x, 1), &[target], wanted).unwrap();
                 assert_eq!(argmax[0], expected, "{x:?}, target {target}");
-                assert_eq!(e.correct(), Some(u64::from(target as i64 == expected)));
+                // PyTorch's argmax knows no distribution; a row without one is never correct.
+                let right = target as i64 == expected && !e.loss().is_nan();
+                assert_eq!(e.correct(), Some(u64::from(right)));
             }
         };
         check(&[1.0, 3.0, 3.0, 2.0], 1);
@@ -904,5 +907,171 @@ mod case {
         let nan = evaluate(&[1.0, 2.0, NAN, 1.0, 2.0, 3.0], &[2, 0]);
         assert!(nan.perplexity().is_nan());
         assert_eq!(nan.count(), 2);
+    }
+}
+
+/// A type of logits, of numbers that all of them hold.
+trait Number: Element {
+    fn of(x: f32) -> Self;
+}
+
+macro_rules! numbers {
+    ($($type:ty: $of:expr;)*) => {$(
+        impl Number for $type {
+            fn of(x: f32) -> Self {
+                $of(x)
+            }
+        }
+    )*};
+}
+numbers! {
+    f32: |x| x;
+    f64: f64::from;
+    bf16: bf16::from_f32;
+    f16: f16::from_f32;
+}
+
+/// Rows of two classes and their targets. The argmax is the target of all but the last, and all but two of them have
+/// no distribution, so that nothing can be right about them.
+const WITHOUT: [([f32; 2], usize); 8] = [
+    ([0.0, 1.0], 1),
+    ([NAN, 1.0], 0),
+    ([0.0, INF], 1),
+    ([MIN, MIN], 0),
+    ([1.0, NAN], 1),
+    ([INF, INF], 0),
+    ([NAN, INF], 0),
+    ([1.0, 0.0], 1),
+];
+
+fn rows_without_a_distribution_are_never_right<T: Number>(backend: Backend) {
+    let x: Vec<T> = WITHOUT.iter().flat_map(|(x, _)| x.map(T::of)).collect();
+    let targets = WITHOUT.map(|(_, target)| target as i64);
+    let logits = Logits::new(&x, 8, 2).unwrap();
+    let ones = [1.0_f32; 8];
+    let plain = CrossEntropy::new().backend(backend);
+    // Each is a kernel of its own, or another way through one.
+    for ce in [
+        plain.clone(),
+        plain.clone().token_weights(&ones),
+        plain.clone().z_loss(0.1),
+        plain.clone().temperature(2.0),
+        plain.clone().softcap(30.0),
+        plain.clone().allowed_tokens(AllowedTokens::new(&[0b11; 8])),
+    ] {
+        let check = |e: &Evaluation| {
+            assert_eq!((e.correct(), e.accuracy(), e.count()), (Some(1), Some(0.125), 8));
+            assert_eq!((e.nan_rows(), e.first_nan_row()), (6, Some(1)));
+            assert!(e.loss().is_nan() && e.perplexity().is_nan() && e.stderr().is_nan());
+        };
+        // The argmax itself is that of PyTorch.
+        let mut argmax = [-2; 8];
+        let e = ce.evaluate(logits, &targets, RowOutputs::new().argmax(&mut argmax)).unwrap();
+        check(&e);
+        assert_eq!(argmax, [1, 0, 1, 0, 1, 0, 0, 0]);
+        let counted = || RowOutputs::new().count_correct();
+        check(&ce.evaluate(logits, &targets, counted()).unwrap());
+        let mut g = x.clone();
+        let to = LogitsMut::new(&mut g, 8, 2).unwrap();
+        check(&ce.forward_backward_in_place(to, &targets, 1.0, counted()).unwrap());
+        for (i, score) in ce
+            .score_sequences(logits, &targets, &[0, 1, 2, 3, 4, 5, 6, 7, 8])
+            .unwrap()
+            .iter()
+            .enumerate()
+        {
+            assert_eq!(score.is_greedy(), i == 0, "row {i}");
+        }
+        // Numbered through batches, ignored rows included.
+        let mut ignored = targets;
+        ignored[1] = -100;
+        let batch = |range: std::ops::Range<usize>| {
+            let logits = Logits::new(&x[2 * range.start..2 * range.end], range.len(), 2).unwrap();
+            let one = plain.clone();
+            one.evaluate(logits, &ignored[range], counted()).unwrap()
+        };
+        let e = batch(0..2).merge(&batch(2..2)).merge(&batch(2..3)).merge(&batch(3..8));
+        assert_eq!((e.nan_rows(), e.first_nan_row()), (5, Some(2)));
+        assert_eq!((e.correct(), e.count(), e.ignored()), (Some(1), 7, 1));
+        let good = batch(0..1);
+        assert_eq!((good.nan_rows(), good.first_nan_row()), (0, None));
+    }
+    // Without any class that may be.
+    let masked = plain.clone().allowed_tokens(AllowedTokens::new(&[0]).stride(0));
+    let two = Logits::new(&x[..2], 1, 2).unwrap();
+    let e = masked.evaluate(two, &[0i64], RowOutputs::new().count_correct()).unwrap();
+    assert_eq!((e.correct(), e.first_nan_row()), (Some(0), Some(0)));
+    assert!(!masked.score_sequences(two, &[0i64], &[0, 1]).unwrap()[0].is_greedy());
+    // What is masked is no NaN.
+    let first = plain.clone().allowed_tokens(AllowedTokens::new(&[0b10]));
+    let e = first.evaluate(
+        Logits::new(&x[2..4], 1, 2).unwrap(),
+        &[1i64],
+        RowOutputs::new().count_correct(),
+    );
+    let e = e.unwrap();
+    assert_eq!((e.correct(), e.nan_rows()), (Some(1), 0));
+    // A cap that leaves no infinity leaves a distribution.
+    let capped = plain.clone().softcap_of_all(5.0);
+    let e = capped.evaluate(
+        Logits::new(&x[4..6], 1, 2).unwrap(),
+        &[1i64],
+        RowOutputs::new().count_correct(),
+    );
+    assert_eq!((e.clone().unwrap().correct(), e.unwrap().nan_rows()), (Some(1), 0));
+    // A masked target has a loss, an infinite one.
+    let masked = [T::of(MIN), T::of(0.0)];
+    let e = plain.evaluate(
+        Logits::new(&masked, 1, 2).unwrap(),
+        &[0i64],
+        RowOutputs::new().count_correct(),
+    );
+    assert_eq!((e.clone().unwrap().correct(), e.unwrap().nan_rows()), (Some(0), 0));
+    // Long rows, of more than a chunk.
+    for (bad, at) in [(NAN, 0), (NAN, 40_000), (INF, 69_999), (MIN, 0)] {
+        let mut row = vec![T::of(if bad == MIN { MIN } else { 0.0 }); 70_000];
+        row[at] = T::of(bad);
+        let e = plain.evaluate(
+            Logits::new(&row, 1, 70_000).unwrap(),
+            &[at],
+            RowOutputs::new().count_correct(),
+        );
+        let e = e.unwrap();
+        assert_eq!((e.correct(), e.nan_rows()), (Some(0), 1), "{bad} at {at}");
+    }
+}
+
+#[test]
+fn what_has_no_distribution_is_never_right() {
+    for &backend in Backend::available() {
+        rows_without_a_distribution_are_never_right::<f32>(backend);
+        rows_without_a_distribution_are_never_right::<f64>(backend);
+        rows_without_a_distribution_are_never_right::<bf16>(backend);
+        rows_without_a_distribution_are_never_right::<f16>(backend);
+
+        // Targets that are probabilities.
+        let x: Vec<f32> = WITHOUT.iter().flat_map(|(x, _)| *x).collect();
+        let one_hot = WITHOUT.map(|(_, target)| [1.0 - target as f32, target as f32]);
+        let counted = RowOutputs::new().count_correct();
+        let probs = Targets::probs(one_hot.as_flattened());
+        let e = ce(backend).evaluate(view(&x, 8), probs, counted).unwrap();
+        assert_eq!((e.correct(), e.nan_rows(), e.first_nan_row()), (Some(1), 6, Some(1)));
+        // NaN among these makes a row that has no loss.
+        let counted = RowOutputs::new().count_correct();
+        let e = ce(backend).evaluate(view(&[1.0, 0.0], 1), Targets::probs(&[NAN, 0.0]), counted);
+        let e = e.unwrap();
+        assert_eq!((e.correct(), e.nan_rows()), (Some(0), 1));
+        // A loss that options make NaN is one of a row that may well be right.
+        let counted = RowOutputs::new().count_correct();
+        let weighted = ce(backend).class_weights(&[NAN, 1.0]);
+        let e = weighted.evaluate(view(&[1.0, 0.0], 1), &[0i64], counted).unwrap();
+        assert_eq!((e.correct(), e.nan_rows()), (Some(1), 1));
+        // Shards.
+        let targets = WITHOUT.map(|(_, target)| target as i64);
+        let shard = ce(backend).shard(Shard::new(0, 2));
+        let mut stats = [LossStats::default(); 8];
+        shard.stats(view(&x, 8), &targets, &mut stats).unwrap();
+        let e = shard.evaluate(&stats, &targets, RowOutputs::new()).unwrap();
+        assert_eq!((e.correct(), e.nan_rows(), e.first_nan_row()), (None, 6, Some(1)));
     }
 }

@@ -68,7 +68,7 @@ fn options_and_special_rows() {
         let x = [3.0, 1.0, 2.0, 0.0, 4.0, 1.0];
         let halves = x.map(|x| x / 2.0);
         assert_eq!(of(&ce.clone().temperature(2.0), &x, &[0, 1]), of(&ce, &halves, &[0, 1]));
-        // What is no log-probability of the target has no part in it.
+        // What is no log-probability of the target has no part in it, other than a weight of 0.
         let weights = [2.0_f32, 3.0];
         let other = ce.clone().label_smoothing(0.1).z_loss(0.5).token_weights(&weights);
         assert_eq!(of(&other, &x, &[0, 1]), of(&ce, &x, &[0, 1]));
@@ -84,6 +84,18 @@ fn options_and_special_rows() {
         let x = [f32::NAN, 1.0, 2.0, 0.0, 4.0, 1.0, 0.0, f32::INFINITY, 0.0];
         let all = score(&ce, 3, (&x, &[0, 1, 0], &[0, 1, 2, 3]));
         assert!(all[0].logprob.is_nan() && all[2].logprob.is_nan());
+        assert_eq!((all[0].is_greedy(), all[0].first_mismatch), (false, Some(0)));
+        let greedy = score(&ce, 3, (&x, &[0, 1, 1], &[0, 1, 2, 3]))
+            .iter()
+            .map(|s| s.is_greedy())
+            .collect::<Vec<_>>();
+        assert_eq!(greedy, [false, true, false]);
+        // What has no weight is not looked at.
+        let masked = ce.clone().token_weights(&[0.0_f32, 0.5, 0.0]);
+        let all = score(&masked, 3, (&x, &[0, 1, 0], &[0, 3]));
+        assert_eq!((all[0].tokens, all[0].first_mismatch), (1, None));
+        assert_eq!(all[0].logprob, of(&ce, &x[3..6], &[1]).logprob);
+        let all = score(&ce, 3, (&x, &[0, 1, 0], &[0, 1, 2, 3]));
         assert_eq!(keys(&all[1..2]), keys(&[of(&ce, &x[3..6], &[1])]));
 
         // Tokens as they went into the model, of sequences of two; targets that are probabilities.
@@ -195,8 +207,9 @@ proptest! {
                 let close = (got.logprob - want).abs() <= tolerance || got.logprob == want;
                 assert!(close || got.logprob.is_nan() && want.is_nan(), "{got:?} {want}");
                 assert_eq!(got.tokens, kept.count());
-                let missed = |(x, id): &(&[f32], &i64)| {
-                    **id != -100 && argmax(x) as i64 != **id
+                // Without a distribution there is no most probable class.
+                let missed = |row: &(&[f32], &i64)| {
+                    *row.1 != -100 && (argmax(row.0) as i64 != *row.1 || exact(row).loss.is_nan())
                 };
                 assert_eq!(got.first_mismatch, rows.iter().position(missed));
             }

@@ -12,7 +12,7 @@ use training::{Setup, Trained, Wanted, train};
 use xent::reference::{self, Target};
 use xent::{
     AllowedTokens, Backend, CrossEntropy, Element, EmptyMean, Floats, Gradient, LogSumExp, Logits,
-    LogitsMut, Reduction, RowOutputs, Shard, SparseProbs, Targets, Upstream, bf16, f16,
+    LogitsMut, LossStats, Reduction, RowOutputs, Shard, SparseProbs, Targets, Upstream, bf16, f16,
 };
 
 /// A batch with everything that a call takes.
@@ -297,7 +297,9 @@ proptest! {
             prop_assert_eq!(key(outputs[0]), key(without.losses[next]));
             next += 1;
         }
-        prop_assert_eq!(got.evaluation.count(), kept.len() as u64);
+        // A weight of 0 is a mask.
+        let counts = |i: &&usize| batch.token_weights.as_ref().is_none_or(|w| w[**i] != 0.0);
+        prop_assert_eq!(got.evaluation.count(), kept.iter().filter(counts).count() as u64);
         let same = common::key64(got.evaluation.loss()) == common::key64(without.evaluation.loss());
         prop_assert!(same);
         // From saved statistics too, whatever these are.
@@ -957,4 +959,200 @@ fn a_row_that_nothing_depends_on_has_gradient_0() {
     let got = train(&CrossEntropy::new(), logits, &[3i64; 9], Upstream::rows(&upstream));
     assert!(got.gradient[..vocab].iter().all(|g| g.to_bits() == 0));
     assert!(got.gradient[vocab..].iter().all(|&g| g != 0.0 && g.is_finite()));
+}
+
+fn a_mean_that_weighs_nothing<T>(backend: Backend)
+where
+    T: Number,
+    for<'a> Floats<'a>: From<&'a [T::Real]>,
+    T::Real: From<f32>,
+{
+    let x: Vec<T> = [1.0, 2.0, 3.0, 0.5, -1.0, 2.0].map(T::of).to_vec();
+    let old: Vec<T> = (0..6).map(|i| T::of(i as f32 - 3.0)).collect();
+    let reals = |values: &[f32]| values.iter().map(|&x| T::Real::from(x)).collect::<Vec<_>>();
+    // Of the targets; but for smoothing it does not matter what the others are.
+    let classes = [[0.0, 0.0, 1.0], [-0.0, 0.0, 2.0], [0.0; 3]].map(|weights| reals(&weights));
+    let base = CrossEntropy::new().backend(backend);
+    let targets = Targets::from(&[0i64, 1]);
+    let mut empty = vec![
+        base.clone().token_weights(&[0.0_f32, 0.0]),
+        base.clone().token_weights(&[0.0_f64, -0.0]),
+        base.clone().token_weights(&[0.0_f32; 2]).z_loss(0.1),
+        base.clone().token_weights(&[0.0_f32; 2]).label_smoothing(0.1).softcap(10.0),
+        base.clone().token_weights(&[0.0_f32; 2]).class_weights(&classes[0][..]),
+    ];
+    for weights in &classes {
+        let weighted = base.clone().class_weights(&weights[..]);
+        empty.extend([weighted.clone(), weighted.label_smoothing(0.1)]);
+    }
+    for (which, ce) in empty.iter().enumerate() {
+        let ways = |ce, x| {
+            let ways = Ways::<T> { ce, x, rows: 2, targets, upstream: 1.5.into() };
+            ways.gradients(&old)
+        };
+        // PyTorch: 0 divided by 0, or by 0 what smoothing has made of it.
+        let (_, _, loss) = ways(ce, &x);
+        assert!(!loss.is_finite(), "{which}: {loss}");
+        let zero = ce.clone().empty_mean(EmptyMean::Zero);
+        let (written, added, loss) = ways(&zero, &x);
+        assert_eq!(loss.to_bits(), 0, "{which}");
+        written.iter().for_each(|g| assert!(g.iter().all(|&g| g == T::of(0.0)), "{which}: {g:?}"));
+        added.iter().for_each(|g| assert_eq!(g, &old, "{which}"));
+        // Other reductions have a divisor of their own.
+        let summed = zero.clone().reduction(Reduction::MeanOver(3.0));
+        let sum = ways(&summed, &x).2;
+        assert!(sum.is_finite(), "{which}: {sum}");
+        // A weight of 0 hides no NaN.
+        let mut bad = x.clone();
+        bad[1] = T::of(f32::NAN);
+        let (written, _, loss) = ways(&zero, &bad);
+        assert!(loss.is_nan(), "{which}");
+        for g in written {
+            assert!(g[..3].iter().all(|&g| g.key() == key64(f64::NAN)), "{which}: {g:?}");
+            assert!(g[3..].iter().all(|&g| g == T::of(0.0)), "{which}: {g:?}");
+        }
+        // Beside rows that weigh something it is nothing.
+        let logits = Logits::new(&x, 2, 3).unwrap();
+        let none = zero.evaluate(logits, targets, RowOutputs::new()).unwrap();
+        let some = base.evaluate(logits, targets, RowOutputs::new()).unwrap();
+        if which == 0 {
+            assert_eq!(none.merge(&some).loss(), some.loss());
+            assert_eq!(none.merge(&none).loss().to_bits(), 0);
+            assert_eq!((none.count(), none.ignored(), none.merge(&some).count()), (0, 2, 2));
+        }
+    }
+    // The z-loss of rows whose class weights are 0 is another mean.
+    let weighted = base.clone().class_weights(&classes[0][..]).empty_mean(EmptyMean::Zero);
+    let logits = Logits::new(&x, 2, 3).unwrap();
+    let of = |ce: &CrossEntropy<'_>| ce.evaluate(logits, targets, RowOutputs::new()).unwrap();
+    let (with, plain) = (of(&weighted.clone().z_loss(0.5)), of(&base.clone().z_loss(0.5)));
+    assert_eq!((with.cross_entropy(), with.z_loss()), (0.0, plain.z_loss()));
+    assert_eq!(with.loss(), plain.z_loss());
+    let z_loss = weighted.z_loss(0.5);
+    let ways = Ways { ce: &z_loss, x: &x, rows: 2, targets, upstream: 1.0.into() };
+    for g in ways.gradients(&old).0 {
+        assert!(g.iter().all(|&g| g != T::of(0.0) && g.key() != key64(f64::NAN)), "{g:?}");
+    }
+    // Weights that cancel each other are not nothing.
+    let opposite = base.token_weights(&[1.0_f32, -1.0]).empty_mean(EmptyMean::Zero);
+    assert_eq!(of(&opposite).loss(), f64::NEG_INFINITY);
+}
+
+#[test]
+fn a_mean_of_what_weighs_nothing() {
+    for_each_backend(|backend| {
+        a_mean_that_weighs_nothing::<f32>(backend);
+        a_mean_that_weighs_nothing::<f64>(backend);
+        a_mean_that_weighs_nothing::<bf16>(backend);
+        a_mean_that_weighs_nothing::<f16>(backend);
+
+        // Probabilities have no class weight, but that of their token.
+        let x = [1.0_f32, 2.0, 3.0, 0.5, -1.0, 2.0];
+        let logits = Logits::new(&x, 2, 3).unwrap();
+        let probs = Targets::probs(&[0.5_f32, 0.5, 0.0, 0.0, 0.25, 0.75]);
+        let base = CrossEntropy::new().backend(backend).empty_mean(EmptyMean::Zero);
+        let masked = base.clone().token_weights(&[0.0_f32; 2]);
+        let got = train(&masked, logits, probs, 1.0);
+        assert_eq!(got.evaluation.loss().to_bits(), 0);
+        assert!(got.gradient.iter().all(|&g| g == 0.0));
+
+        // Shards.
+        let shards = [(0, 2), (2, 1)]
+            .map(|(first, len)| (masked.clone().shard(Shard::new(first, 3)), first, len));
+        let targets = [0i64, 2];
+        let mut merged = [LossStats::default(); 2];
+        for (shard, first, len) in &shards {
+            let mut stats = merged;
+            let part = Logits::with_stride(&x[*first..], 2, *len, 3).unwrap();
+            shard.stats(part, &targets, &mut stats).unwrap();
+            merged = [0, 1].map(|i| merged[i].merge(&stats[i]));
+        }
+        let mut saved = [LogSumExp::default(); 2];
+        let out = RowOutputs::new().saved(&mut saved);
+        let e = shards[0].0.evaluate(&merged, &targets, out).unwrap();
+        assert_eq!((e.loss().to_bits(), e.count(), e.ignored()), (0, 0, 2));
+        let mut g = [7.0_f32; 6];
+        for (shard, first, len) in &shards {
+            let part = Logits::with_stride(&x[*first..], 2, *len, 3).unwrap();
+            let to = LogitsMut::with_stride(&mut g[*first..], 2, *len, 3).unwrap();
+            shard.backward(part, &targets, &saved, Gradient::new(to)).unwrap();
+        }
+        assert_eq!(g, [0.0; 6]);
+    });
+}
+
+/// Token weights that are a mask: statistics are those of the rows that are left.
+#[test]
+fn rows_without_weight_do_not_count() {
+    for_each_backend(|backend| {
+        let base = CrossEntropy::new().backend(backend);
+        let counted = || RowOutputs::new().count_correct();
+        let first = base.clone().token_weights(&[1.0_f32, 0.0]);
+        let logits = Logits::new(&[0.0_f32, 0.0, 0.0, 9.0], 2, 2).unwrap();
+        let e = first.evaluate(logits, &[0i64, 0], counted()).unwrap();
+        assert_eq!((e.perplexity(), e.accuracy(), e.bits_per_token()), (2.0, Some(1.0), 1.0));
+        assert_eq!((e.count(), e.ignored(), e.correct()), (1, 1, Some(1)));
+        assert_eq!((e.sum(), e.bits_per_byte(1)), (2f64.ln(), 1.0));
+        assert_eq!(e.loss(), 2f64.ln());
+
+        // As if they were ignored, whatever the weights of the others, each of which counts once.
+        let (rows, vocab) = (40, 30);
+        let mut rng = Rng::new(9);
+        let x: Vec<f32> = (0..rows * vocab).map(|_| 2.0 * rng.normal()).collect();
+        let weights: Vec<f64> =
+            (0..rows).map(|_| rng.pick(&[0.0, -0.0, 1.0, 0.25, -3.0, 1e-300])).collect();
+        let row = |i: usize| &x[i * vocab..][..vocab];
+        let targets: Vec<i64> = (0..rows)
+            .map(|i| match rng.below(3) {
+                0 => common::argmax(row(i)) as i64,
+                1 => rng.below(vocab) as i64,
+                _ => {
+                    if i % 9 == 0 {
+                        -100
+                    } else {
+                        1
+                    }
+                }
+            })
+            .collect();
+        let ignored: Vec<i64> =
+            targets.iter().zip(&weights).map(|(&t, &w)| if w == 0.0 { -100 } else { t }).collect();
+        let weighted = base.clone().token_weights(&weights);
+        let logits = Logits::new(&x, rows, vocab).unwrap();
+        let all = weighted.evaluate(logits, &targets, counted()).unwrap();
+        let want = base.evaluate(logits, &ignored, counted()).unwrap();
+        let statistics = |e: &xent::Evaluation| {
+            let numbers = [e.sum(), e.mean(), e.stderr(), e.perplexity(), e.bits_per_token()];
+            (numbers.map(f64::to_bits), e.correct(), e.count(), e.ignored())
+        };
+        assert_eq!(statistics(&all), statistics(&want));
+        assert_eq!(all.count() + all.ignored(), rows as u64);
+        // In batches.
+        let part = |range: std::ops::Range<usize>| {
+            let weighted = base.clone().token_weights(&weights[range.clone()]);
+            let x = &x[range.start * vocab..range.end * vocab];
+            let logits = Logits::new(x, range.len(), vocab).unwrap();
+            weighted.evaluate(logits, &targets[range], counted()).unwrap()
+        };
+        let merged = part(0..7).merge(&part(7..8)).merge(&part(8..rows));
+        assert_eq!((merged.count(), merged.ignored()), (want.count(), want.ignored()));
+        assert_eq!(merged.correct(), want.correct());
+        assert!((merged.mean() / want.mean() - 1.0).abs() < 1e-15);
+        // The score of a sequence.
+        let offsets = [0, 1, 20, rows];
+        let scores = weighted.score_sequences(logits, &targets, &offsets).unwrap();
+        assert_eq!(scores, base.score_sequences(logits, &ignored, &offsets).unwrap());
+
+        // NaN in a row that does not count is in the loss, and not in these.
+        let logits = Logits::new(&[0.0_f32, 0.0, f32::NAN, 9.0], 2, 2).unwrap();
+        let e = first.evaluate(logits, &[0i64, 0], counted()).unwrap();
+        assert_eq!((e.perplexity(), e.accuracy(), e.count()), (2.0, Some(1.0), 1));
+        assert!(e.loss().is_nan());
+        assert_eq!((e.nan_rows(), e.first_nan_row()), (1, Some(1)));
+        // A weight that is none is not 0.
+        let nan = base.token_weights(&[f32::NAN, 1.0]);
+        let logits = Logits::new(&[0.0_f32; 4], 2, 2).unwrap();
+        let e = nan.evaluate(logits, &[0i64, 0], counted()).unwrap();
+        assert_eq!((e.perplexity(), e.count(), e.nan_rows()), (2.0, 2, 1));
+    });
 }

@@ -19,7 +19,8 @@ pub(crate) struct Row {
     pub(crate) weight: f64,
     pub(crate) token_weight: f64,
     pub(crate) kept: bool,
-    pub(crate) correct: bool,
+    /// Whether the target is the argmax, if that was asked for.
+    pub(crate) at_argmax: bool,
 }
 
 impl Row {
@@ -30,13 +31,27 @@ impl Row {
         weight: 0.0,
         token_weight: 0.0,
         kept: false,
-        correct: false,
+        at_argmax: false,
     };
 
     /// A row without any options.
     #[inline(always)]
-    pub(crate) fn plain(nll: f64, correct: bool) -> Row {
-        Row { loss: nll, nll, z_loss: 0.0, weight: 1.0, token_weight: 1.0, kept: true, correct }
+    pub(crate) fn plain(nll: f64, at_argmax: bool) -> Row {
+        Row { loss: nll, nll, z_loss: 0.0, weight: 1.0, token_weight: 1.0, kept: true, at_argmax }
+    }
+
+    /// Whether it is one of those that statistics are over. A weight of 0 is a mask.
+    pub(crate) fn counts(&self) -> bool {
+        self.kept && self.token_weight != 0.0
+    }
+
+    /// Whether its target is the most probable class. Without a distribution there is none, though an argmax.
+    pub(crate) fn is_correct(&self) -> bool {
+        self.at_argmax && !self.nll.is_nan()
+    }
+
+    pub(crate) fn is_nan(&self) -> bool {
+        self.kept && (self.nll.is_nan() || self.loss.is_nan() || self.z_loss.is_nan())
     }
 }
 

@@ -63,7 +63,7 @@ impl<R> Config<'_, R> {
         weight: f64,
         lse: &Lse,
         token_weight: f64,
-        correct: bool,
+        at_argmax: bool,
     ) -> Row {
         let z_loss = match self.z_loss {
             0.0 => 0.0,
@@ -76,7 +76,7 @@ impl<R> Config<'_, R> {
             weight: token_weight * weight,
             token_weight,
             kept: true,
-            correct,
+            at_argmax,
         }
     }
 }
@@ -463,9 +463,9 @@ impl<T: Element> OneRow<'_, T> {
                 to[class] = T::rounded(g, old);
             }
         }
-        let is_correct = self.config.argmax && to_be() == Some(best);
+        let at_argmax = self.config.argmax && to_be() == Some(best);
         Trained {
-            row: self.config.row(loss, nll, weight, &lse, self.token_weight, is_correct),
+            row: self.config.row(loss, nll, weight, &lse, self.token_weight, at_argmax),
             lse,
             argmax: best as i64,
             pass,

@@ -51,6 +51,23 @@ impl Dd {
         Dd { hi, lo: a.mul_add(b, -hi) }
     }
 
+    /// Times a power of two.
+    #[inline(always)]
+    pub(crate) fn times_power(self, power: f64) -> Dd {
+        Dd { hi: self.hi * power, lo: self.lo * power }
+    }
+
+    /// The root, within 2^-100 of it; that of 0 is 0, and of a negative number NaN.
+    pub(crate) fn sqrt(self) -> Dd {
+        let root = self.hi.sqrt();
+        if root == 0.0 || !root.is_finite() {
+            return Dd::new(root);
+        }
+        // A step of Newton.
+        let rest = self - Dd::product(root, root);
+        Dd::ordered_sum(root, rest.hi / (2.0 * root))
+    }
+
     /// `e^self` within 2^-68; 0 below -746, infinity above 710.
     #[inline(always)]
     pub(crate) fn exp(self) -> Dd {
@@ -105,6 +122,35 @@ impl Dd {
         let y = super::ln_1p(self.hi);
         let d = Dd::new(-y).small_exp_m1();
         Dd::new(y) + (self + d + self * d)
+    }
+}
+
+/// A sum of such numbers, which is off by at most `n^2 2^-106` times the sum of the magnitudes of `n` of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DdSum {
+    sum: f64,
+    /// What rounding took from it, and the lower parts.
+    lost: f64,
+}
+
+impl DdSum {
+    #[inline(always)]
+    pub(crate) fn add(&mut self, x: Dd) {
+        let sum = Dd::sum(self.sum, x.hi);
+        self.sum = sum.hi;
+        self.lost += sum.lo + x.lo;
+    }
+
+    #[inline(always)]
+    pub(crate) fn value(&self) -> Dd {
+        Dd::sum(self.sum, self.lost)
+    }
+}
+
+impl From<f64> for Dd {
+    #[inline(always)]
+    fn from(x: f64) -> Dd {
+        Dd::new(x)
     }
 }
 

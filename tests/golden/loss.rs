@@ -266,7 +266,8 @@ fn losses<T: Number>(
                 probs.iter().position(|&p| Some(p) == largest).unwrap() as i64
             }
         };
-        correct += u64::from(exact_argmax[i] == target);
+        let is_nan = Into::<f64>::into(logprobs[i]).is_nan();
+        correct += u64::from(exact_argmax[i] == target && !is_nan);
     }
     assert_eq!((evaluation.count(), evaluation.ignored()), (kept, rows as u64 - kept));
     assert_eq!(evaluation.correct(), Some(correct), "{}", case.name);

@@ -233,10 +233,10 @@ impl Pair<'_> {
         target: Option<usize>,
     ) -> Compared {
         let peaks = self.peaks(s);
-        let same_top = peaks[0].at == peaks[1].at;
         if !peaks[0].max.is_finite() || !peaks[1].max.is_finite() {
-            return Compared { same_top, ..Compared::all(f64::NAN) };
+            return Compared::all(f64::NAN);
         }
+        let same_top = peaks[0].at == peaks[1].at;
         let sums = self.sums(s, &peaks);
         let ln = sums.others.map(math::ln_1p);
         let apart = ln[0] - ln[1];
