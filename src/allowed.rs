@@ -57,6 +57,15 @@ impl<'a> AllowedTokens<'a> {
         self
     }
 
+    pub(crate) const fn words(self) -> &'a [u32] {
+        self.words
+    }
+
+    /// The same masks in other memory.
+    pub(crate) const fn over(self, words: &[u32]) -> AllowedTokens<'_> {
+        AllowedTokens { words, stride: self.stride }
+    }
+
     /// The masks of so many rows, checked.
     pub(crate) fn rows(self, rows: usize, vocab: usize) -> Result<AllowedRows<'a>, Error> {
         const WHAT: &str = "words of allowed tokens";

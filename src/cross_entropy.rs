@@ -507,6 +507,34 @@ impl<'w> CrossEntropy<'w> {
         self
     }
 
+    pub(crate) const fn allowed(&self) -> Option<AllowedTokens<'w>> {
+        self.allowed_tokens
+    }
+
+    /// The same options, but for what they borrow: copies of it.
+    pub(crate) const fn with_copies<'b>(
+        &self,
+        class_weights: Option<Floats<'b>>,
+        token_weights: Option<Floats<'b>>,
+        allowed_tokens: Option<AllowedTokens<'b>>,
+    ) -> CrossEntropy<'b> {
+        CrossEntropy {
+            ignore_index: self.ignore_index,
+            reduction: self.reduction,
+            empty_mean: self.empty_mean,
+            backend: self.backend,
+            label_smoothing: self.label_smoothing,
+            z_loss: self.z_loss,
+            logit_scale: self.logit_scale,
+            temperature: self.temperature,
+            softcap: self.softcap,
+            class_weights,
+            weight_sum: self.weight_sum,
+            token_weights,
+            allowed_tokens,
+        }
+    }
+
     /// The reduced loss.
     ///
     /// Allocates 48 bytes per row, so that the sum can be taken in row order.

@@ -23,6 +23,7 @@ mod loss_stats;
 mod math;
 #[cfg(feature = "serde")]
 pub mod openai;
+mod owned;
 pub mod reference;
 mod row_stats;
 mod rows;
@@ -59,6 +60,7 @@ pub use half::{bf16, f16};
 pub use logits::{Logits, LogitsMut};
 pub use logprobs::{LogProbs, Shard, TokenLogProbs, TokenOutputs};
 pub use loss_stats::LossStats;
+pub use owned::OwnedCrossEntropy;
 pub use row_stats::{RowStats, TopToken};
 pub use rows::on_calling_thread;
 pub use sample::{Sample, Sampler};
