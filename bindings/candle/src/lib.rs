@@ -40,7 +40,7 @@ use xent::{CrossEntropy, Evaluation, LogProbs, RowOutputs, TokenLogProbs};
 /// # Special values
 /// As [`CrossEntropy`] has them:
 /// - -inf is a mask; a row with a NaN or +inf, or with nothing but -inf, makes the loss NaN, and its row of the
-///   gradient; other rows of the gradient are what they are.
+///   gradient, unless that is multiplied by 0; other rows of the gradient are what they are.
 /// - A target of -100 is ignored, as in PyTorch: it does not count in N, and its row of the gradient is 0. For candle it
 ///   is an error.
 /// - The largest number of the type of the targets (255 in u8, 4294967295 in u32) is padding for candle's `gather`: loss
@@ -73,17 +73,19 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     cross_entropy_with(&CrossEntropy::new(), logits, targets)
 }
 
-/// The cross-entropy loss with options: `ignore_index`, label smoothing, reduction, z-loss, softcap, temperature, and
-/// class weights that are constants. Logits are differentiable through all of them. Otherwise as [`cross_entropy`].
+/// The cross-entropy loss with options: `ignore_index`, label smoothing, reduction, z-loss,
+/// softcap, temperature, class weights, token weights and masks. Logits are differentiable through
+/// all of them. Otherwise as [`cross_entropy`].
 ///
 /// `logits` may also be `[batch, time, vocab]`, with targets `[batch, time]`. To predict the next token, shift the targets
 /// and put -100 at their end, as below: these logits are read where they are, and their gradient is theirs. The forward
 /// pass reads a `narrow` of the positions where it is, too, but candle's backward pass of `narrow` then pads the gradient
 /// with zeros, which is a copy.
 ///
-/// The options are kept by the graph, hence `'static`: what they borrow (class weights, token weights, allowed tokens)
-/// has to live as long as the program. For weights of a batch, multiply [`token_losses`] by them; or use
-/// [`loss_and_gradient`], which borrows only for the call.
+/// The options are borrowed for this call only: the graph has a copy of weights and masks, which
+/// are constants for it. Class weights are in the precision of the results, f64 for f64 logits and
+/// f32 for all others, whatever tensor they come from. For weights that have a gradient of their
+/// own, multiply [`token_losses`] by them.
 ///
 /// # Errors
 /// As [`cross_entropy`], and those of [`CrossEntropy::forward`] for options.
@@ -98,14 +100,15 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
 /// let none = Tensor::full(-100i64, (2, 1), &Device::Cpu)?;
 /// let targets = Tensor::cat(&[&tokens.narrow(1, 1, 2)?, &none], 1)?;
 ///
-/// let options = CrossEntropy::new().label_smoothing(0.1).z_loss(1e-4);
+/// let weights = Tensor::new(&[1.0f32, 2.0, 0.5, 1.0, 1.0], &Device::Cpu)?.to_vec1::<f32>()?;
+/// let options = CrossEntropy::new().label_smoothing(0.1).z_loss(1e-4).class_weights(&weights);
 /// let loss = xent_candle::cross_entropy_with(&options, &logits, &targets)?;
 /// assert!(loss.to_scalar::<f32>()? > 0.0);
 /// # Ok(())
 /// # }
 /// ```
 pub fn cross_entropy_with(
-    options: &CrossEntropy<'static>,
+    options: &CrossEntropy<'_>,
     logits: &Tensor,
     targets: &Tensor,
 ) -> Result<Tensor> {
@@ -117,8 +120,10 @@ pub fn cross_entropy_with(
 /// The loss of each token, with the shape of `targets`: what [`cross_entropy_with`] reduces. The reduction of the
 /// options does not count. 0 for ignored tokens.
 ///
-/// In f64 for f64 logits and in f32 for all others: bf16 would leave two or three digits of them. Differentiable: each
-/// row's gradient is multiplied by what comes back for its loss.
+/// In f64 for f64 logits and in f32 for all others: bf16 would leave two or three digits of them.
+/// Differentiable: each row's gradient is multiplied by what comes back for its loss. Where that is
+/// 0 the gradient is 0, also of a row with a NaN: losses that `where_cond` does not select, or that
+/// are multiplied by 0, have no part in a step.
 ///
 /// So this is also the way to a loss in f32 of bf16 and f16 logits (`mean_all`, or `sum_all` over the count where tokens
 /// are ignored), which can be scaled without overflow, and to weights that are tensors.
@@ -138,7 +143,7 @@ pub fn cross_entropy_with(
 /// # }
 /// ```
 pub fn token_losses(
-    options: &CrossEntropy<'static>,
+    options: &CrossEntropy<'_>,
     logits: &Tensor,
     targets: &Tensor,
 ) -> Result<Tensor> {

@@ -8,25 +8,29 @@ use candle_core::{
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::sync::OnceLock;
-use xent::{CrossEntropy, Gradient, Ids, Logits, LogitsMut, Reduction, RowOutputs, Upstream};
+use xent::{
+    CrossEntropy, Gradient, Ids, Logits, LogitsMut, OwnedCrossEntropy, Reduction, RowOutputs,
+    Upstream,
+};
 
 /// Logits and targets to a loss, or to one of each row. It is applied once.
 #[derive(Debug)]
 pub(crate) struct Loss {
-    options: CrossEntropy<'static>,
+    /// Kept by the graph, so weights and masks are copies.
+    options: OwnedCrossEntropy,
     per_token: bool,
     /// What the backward pass needs, if there is to be one.
     saved: Option<OnceLock<Saved>>,
 }
 
 impl Loss {
-    pub(crate) fn reduced(options: &CrossEntropy<'static>, logits: &Tensor) -> Self {
+    pub(crate) fn reduced(options: &CrossEntropy<'_>, logits: &Tensor) -> Self {
         let saved = logits.track_op().then(OnceLock::new);
-        Loss { options: options.clone(), per_token: false, saved }
+        Loss { options: options.into(), per_token: false, saved }
     }
 
     /// The reduction does not count: a sum's gradient is that of each row.
-    pub(crate) fn per_token(options: &CrossEntropy<'static>, logits: &Tensor) -> Self {
+    pub(crate) fn per_token(options: &CrossEntropy<'_>, logits: &Tensor) -> Self {
         let options = options.clone().reduction(Reduction::Sum);
         Loss { per_token: true, ..Self::reduced(&options, logits) }
     }
@@ -35,15 +39,15 @@ impl Loss {
     where
         T: Float<Real: Real>,
     {
-        let rows = logits.rows();
+        let (options, rows) = (self.options.options(), logits.rows());
         let mut losses = vec![T::Real::default(); if self.per_token { rows } else { 0 }];
         let Some(keep) = &self.saved else {
             return match self.per_token {
                 true => {
-                    self.options.forward_into(logits, ids, &mut losses).map_err(Error::wrap)?;
+                    options.forward_into(logits, ids, &mut losses).map_err(Error::wrap)?;
                     Ok(T::Real::storage(losses))
                 }
-                false => self.options.forward(logits, ids).map(T::scalar).map_err(Error::wrap),
+                false => options.forward(logits, ids).map(T::scalar).map_err(Error::wrap),
             };
         };
         let mut saved = vec![Default::default(); rows];
@@ -51,7 +55,7 @@ impl Loss {
         if self.per_token {
             wanted = wanted.losses(&mut losses);
         }
-        let evaluation = self.options.evaluate(logits, ids, wanted).map_err(Error::wrap)?;
+        let evaluation = options.evaluate(logits, ids, wanted).map_err(Error::wrap)?;
         // Nothing else can have set it: an operation is applied once.
         let _ = keep.set(T::Real::save(saved));
         Ok(if self.per_token { T::Real::storage(losses) } else { T::scalar(evaluation.loss()) })
@@ -71,7 +75,8 @@ impl Loss {
             bail!("nothing was saved of these logits: they were not tracked, or of another type")
         };
         let write = |to: Gradient<'_, T>| {
-            self.options.backward(logits, ids, saved, to.upstream(upstream)).map_err(Error::wrap)
+            let options = self.options.options();
+            options.backward(logits, ids, saved, to.upstream(upstream)).map_err(Error::wrap)
         };
         Ok(gradient(logits.rows(), logits.vocab(), write)?.0)
     }

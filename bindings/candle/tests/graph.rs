@@ -7,7 +7,7 @@ use candle_nn::loss::cross_entropy as candle;
 use candle_nn::ops::log_softmax;
 use candle_nn::{AdamW, Embedding, Linear, Module, Optimizer, ParamsAdamW, SGD};
 use common::{CPU, ids, logits, relative, trained, value, values};
-use xent_candle::xent::{CrossEntropy, EmptyMean, Reduction};
+use xent_candle::xent::{AllowedTokens, CrossEntropy, EmptyMean, Reduction};
 use xent_candle::{cross_entropy, cross_entropy_with, logprobs, loss_and_gradient, token_losses};
 
 type Loss = fn(&Tensor, &Tensor) -> Result<Tensor>;
@@ -266,8 +266,7 @@ impl Composed {
 
 #[test]
 fn options_have_the_gradients_of_their_formulas() -> Result<()> {
-    static WEIGHTS: [f64; 13] =
-        [0.5, 1.0, 2.0, 0.25, 1.5, 1.0, 1.0, 3.0, 0.125, 1.0, 0.75, 2.5, 1.0];
+    let weights = vec![0.5, 1.0, 2.0, 0.25, 1.5, 1.0, 1.0, 3.0, 0.125, 1.0, 0.75, 2.5, 1.0];
     let none = || Composed {
         smoothing: 0.0,
         z_loss: 0.0,
@@ -278,7 +277,7 @@ fn options_have_the_gradients_of_their_formulas() -> Result<()> {
     };
     let ce = CrossEntropy::new;
     let all = ce().label_smoothing(0.1).z_loss(0.01).logit_scale(1.5).softcap(4.0).temperature(0.8);
-    let cases: [(&str, CrossEntropy<'static>, Composed); 7] = [
+    let cases: [(&str, CrossEntropy<'_>, Composed); 7] = [
         ("label smoothing", ce().label_smoothing(0.2), Composed { smoothing: 0.2, ..none() }),
         ("z-loss", ce().z_loss(0.05), Composed { z_loss: 0.05, ..none() }),
         ("scale", ce().logit_scale(0.7), Composed { scale: 0.7, ..none() }),
@@ -286,19 +285,19 @@ fn options_have_the_gradients_of_their_formulas() -> Result<()> {
         ("temperature", ce().temperature(2.0), Composed { temperature: 2.0, ..none() }),
         (
             "class weights",
-            ce().class_weights(&WEIGHTS),
-            Composed { weights: Some(WEIGHTS.to_vec()), ..none() },
+            ce().class_weights(&weights),
+            Composed { weights: Some(weights.clone()), ..none() },
         ),
         (
             "all of them",
-            all.class_weights(&WEIGHTS),
+            all.class_weights(&weights),
             Composed {
                 smoothing: 0.1,
                 z_loss: 0.01,
                 scale: 1.5,
                 softcap: Some(4.0),
                 temperature: 0.8,
-                weights: Some(WEIGHTS.to_vec()),
+                weights: Some(weights.clone()),
             },
         ),
     ];
@@ -467,6 +466,143 @@ fn bad_rows_are_nan_and_do_not_touch_others() -> Result<()> {
         .abs()
             < 1e-6
     );
+    Ok(())
+}
+
+/// What `where_cond` does not select, or a mask multiplies by 0, has derivative 0 by its loss; as
+/// has a loss that is not used.
+#[test]
+fn rows_whose_loss_has_no_part_have_no_gradient_whatever_they_hold() -> Result<()> {
+    let (rows, vocab) = (8, 6);
+    let mut numbers = common::noise(rows * vocab, 30);
+    numbers[0] = f32::NAN;
+    numbers[vocab + 2] = f32::INFINITY;
+    numbers[2 * vocab..3 * vocab].fill(f32::NEG_INFINITY);
+    numbers[3 * vocab + 3] = f32::NEG_INFINITY; // the target: a loss of +inf
+    numbers[4 * vocab..5 * vocab].fill(f32::NAN);
+    let bad = 5;
+    let x = Tensor::from_vec(numbers, (rows, vocab), CPU)?;
+    let targets = Tensor::new(&[0u32, 1, 2, 3, 4, 5, 0, 1], CPU)?;
+    let is_kept: Vec<u8> = (0..rows).map(|row| u8::from(row >= bad)).collect();
+    let is_kept = Tensor::new(is_kept, CPU)?;
+    let weights = [1.0_f32, 0.5, 2.0, 1.0, 3.0, 0.25];
+    let wide = weights.map(f64::from);
+    let plain = CrossEntropy::new();
+    let all = plain.clone().z_loss(0.01).label_smoothing(0.1).softcap(30.0).temperature(0.7);
+    for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+        let x = x.to_dtype(dtype)?;
+        let weighted = match dtype {
+            DType::F64 => plain.clone().class_weights(&wide),
+            _ => plain.clone().class_weights(&weights),
+        };
+        for options in [&plain, &all, &weighted.z_loss(0.1)] {
+            let of = |f: &dyn Fn(&Tensor) -> Result<Tensor>| trained(&x, f);
+            let (loss, gradient) = of(&|x| {
+                let losses = token_losses(options, x, &targets)?;
+                is_kept.where_cond(&losses, &losses.zeros_like()?)?.sum_all()
+            })?;
+            let kept = x.narrow(0, bad, rows - bad)?;
+            let (want, want_gradient) = trained(&kept, |x| {
+                token_losses(options, x, &targets.narrow(0, bad, rows - bad)?)?.sum_all()
+            })?;
+            assert!((value(&loss) - value(&want)).abs() <= 1e-6 * value(&want), "{dtype:?}");
+            let (left_out, rest) =
+                (gradient.narrow(0, 0, bad)?, gradient.narrow(0, bad, rows - bad)?);
+            assert_eq!(values(&left_out), vec![0.0; bad * vocab], "{dtype:?}");
+            assert_eq!(values(&rest), values(&want_gradient), "{dtype:?}");
+
+            // A product with 0 leaves a loss of NaN, and no gradient of it.
+            let (loss, product) = of(&|x| {
+                let losses = token_losses(options, x, &targets)?;
+                (&losses * is_kept.to_dtype(losses.dtype())?)?.sum_all()
+            })?;
+            assert!(value(&loss).is_nan());
+            assert_eq!(values(&product), values(&gradient), "{dtype:?}");
+            // From the middle of a batch, and by way of a copy.
+            let (_, selected) = of(&|x| {
+                let losses = token_losses(options, x, &targets)?;
+                losses.narrow(0, bad, rows - bad)?.sum_all()
+            })?;
+            assert_eq!(values(&selected), values(&gradient), "{dtype:?}");
+            let (_, padded) = of(&|x| {
+                let wider = Tensor::cat(&[x, &x.zeros_like()?, x], 1)?.narrow(1, 0, vocab)?;
+                let losses = token_losses(options, &wider, &targets)?;
+                is_kept.where_cond(&losses, &losses.zeros_like()?)?.sum_all()
+            })?;
+            assert_eq!(values(&padded), values(&gradient), "{dtype:?}");
+            let (_, transposed) = of(&|x| {
+                let x = x.t()?.contiguous()?.t()?;
+                let losses = token_losses(options, &x, &targets)?;
+                is_kept.where_cond(&losses, &losses.zeros_like()?)?.sum_all()
+            })?;
+            assert_eq!(values(&transposed), values(&gradient), "{dtype:?}");
+            // The whole loss, times 0.
+            for zero in [0.0_f32, -0.0] {
+                let (_, nothing) = of(&|x| {
+                    let loss = cross_entropy_with(options, x, &targets)?;
+                    &loss * Tensor::new(zero, CPU)?.to_dtype(loss.dtype())?
+                })?;
+                assert_eq!(values(&nothing), vec![0.0; rows * vocab], "{dtype:?}");
+            }
+        }
+        // Sequences, of which one has losses that are not selected.
+        let x = x.reshape((2, 4, vocab))?;
+        let is_kept = is_kept.reshape((2, 4))?;
+        let (_, gradient) = trained(&x, |x| {
+            let losses = logprobs(x, &targets.reshape((2, 4))?)?;
+            is_kept.where_cond(&losses, &losses.zeros_like()?)?.sum_all()
+        })?;
+        assert!(values(&gradient).iter().all(|g| g.is_finite()));
+    }
+
+    // Composed of candle's operations it is NaN.
+    let composed = |x: &Tensor| {
+        let logprobs = log_softmax(x, 1)?.gather(&targets.unsqueeze(1)?, 1)?.squeeze(1)?;
+        is_kept.where_cond(&logprobs, &logprobs.zeros_like()?)?.sum_all()
+    };
+    let (_, gradient) = trained(&x, composed)?;
+    assert!(values(&gradient)[..vocab].iter().any(|g| g.is_nan()));
+    Ok(())
+}
+
+/// Weights that are made while a program runs, and gone before the backward pass.
+#[test]
+fn the_graph_owns_weights_and_masks() -> Result<()> {
+    let (rows, vocab) = (6, 13);
+    let targets = &ids(rows, vocab);
+    for dtype in [DType::F32, DType::F64, DType::BF16] {
+        let x = Var::from_tensor(&logits((rows, vocab), dtype, 31))?;
+        let mut losses = vec![];
+        let mut expected = vec![];
+        for step in 0..3 {
+            let class_weights = logits((1, vocab), DType::F32, 40 + step).abs()?.squeeze(0)?;
+            let token_weights = logits((1, rows), DType::F32, 50 + step).squeeze(0)?;
+            // All may be but one, which is no target.
+            let words = vec![!(0b10_u32 << (2 * step)); rows];
+            let (loss, exact) = {
+                let single = class_weights.to_vec1::<f32>()?;
+                let double: Vec<f64> = single.iter().map(|&w| w.into()).collect();
+                let of_tokens = token_weights.to_vec1::<f32>()?;
+                let mut options = CrossEntropy::new()
+                    .token_weights(&of_tokens)
+                    .allowed_tokens(AllowedTokens::new(&words))
+                    .reduction(Reduction::Sum);
+                options = match dtype {
+                    DType::F64 => options.class_weights(&double),
+                    _ => options.class_weights(&single),
+                };
+                let (_, exact) = loss_and_gradient(&options, &x, targets)?;
+                (cross_entropy_with(&options, &x, targets)?, exact)
+            };
+            drop((class_weights, token_weights, words));
+            losses.push(loss);
+            expected.push(values(&exact));
+        }
+        for (loss, expected) in losses.iter().zip(expected) {
+            let gradient = loss.backward()?.remove(&x).expect("there is a gradient");
+            assert_eq!(values(&gradient), expected, "{dtype:?}");
+        }
+    }
     Ok(())
 }
 
