@@ -29,17 +29,23 @@ Examples:
   xent score dump.safetensors --targets input_ids --shift --vocab 50257
   xent score dump.safetensors --label-smoothing 0.1 --weight class_weights --grad grad.safetensors
   xent score student.safetensors --target-probs teacher --temperature 2
+  xent score batch.safetensors --targets input_ids --shift --mask attention_mask
+  xent score packed.safetensors --targets input_ids --shift --offsets cu_seqlens
+  xent score dump.safetensors --ignore-index -100,50256 --token-weights loss_weights
 
+A loss of NaN is a result: rows that make it so are counted on standard error and in JSON.
 Exit status: 0 if the file was scored, 1 if a file is at fault, 2 if the command line is.";
 
 /// Loss, perplexity and accuracy of the logits in a safetensors file, and the gradient of the loss
 ///
-/// The file holds logits, F32, F64, BF16 or F16 of shape [rows, vocab] or [batch, time, vocab], and one
-/// target class per row, I64, I32 or U32 of shape [rows] or [batch, time], already shifted: row i is the
-/// prediction of target i. For tokens as they went into the model there is --shift. Rows are counted through all sequences: that of [b, t] is b * time + t. What
-/// goes with half formats and is computed from them is F32, and their gradient is of their own type. The
-/// file is mapped into memory rather than read, so it may be larger than memory, and must not be changed
-/// meanwhile. The time reported is that of the one pass over the logits, waiting for the disk included.
+/// The file holds logits, F32, F64, BF16 or F16 of shape [rows, vocab] or [batch, time, vocab], and
+/// one target class per row, of any integer type and of shape [rows] or [batch, time], already
+/// shifted: row i is the prediction of target i. For tokens as they went into the model there is
+/// --shift. Rows are counted through all sequences: that of [b, t] is b * time + t. Dimensions of 1
+/// may be missing or added in what has an element per row. What is computed from half formats is
+/// F32, and their gradient is of their own type. The file is mapped into memory rather than read,
+/// so it may be larger than memory, and must not be changed meanwhile. The time reported is that of
+/// the one pass over the logits, waiting for the disk included.
 ///
 /// With p the softmax of a row and t its target, the loss of the row is -ln p[t]. Perplexity, bits per
 /// token, accuracy and standard errors are always those of -ln p[t], whatever --label-smoothing,
@@ -68,8 +74,10 @@ pub(crate) struct Score {
 
     /// Targets are the tokens that went into the model: row i predicts token i + K [default K: 1]
     ///
-    /// Of each sequence; without a batch, all rows are one. The last K rows of a sequence have no target
-    /// and are ignored, as if it was the ignore index. A sequence must have more than K rows.
+    /// Of each sequence; without a batch, all rows are one. The last K rows of a sequence have no
+    /// target and are ignored, as if it was the ignore index. A sequence must have more than K
+    /// rows. Targets of K fewer per sequence, [batch, time - K], were cut already: row t predicts
+    /// element t, and the last K none.
     #[arg(
         long,
         value_name = "K",
@@ -81,19 +89,13 @@ pub(crate) struct Score {
     )]
     pub(crate) shift: Option<usize>,
 
-    /// Target of the rows to leave out
-    ///
-    /// Their logits are not read, their loss is 0 and so is their gradient. With --target-probs there
-    /// is no target to compare: a class is then an error.
-    #[arg(long, value_name = "I", default_value_t = -100, allow_negative_numbers = true)]
-    pub(crate) ignore_index: i64,
-
     /// How row losses become one loss: none, sum, mean, or mean-over:N to divide their sum by N
     ///
     /// `mean` divides the sum by the number of kept rows, or with --weight (and targets that are
     /// classes) by the sum of the weights of their targets; the z-loss always by the number of kept
-    /// rows. `none` implies --per-token. Perplexity, bits per token and standard errors are always
-    /// those of the mean over the kept rows.
+    /// rows. With --token-weights each of these counts as much as its row weighs. `none` implies
+    /// --per-token. Perplexity, bits per token and standard errors are always those of the mean
+    /// over the kept rows.
     #[arg(long, value_name = "R", default_value = "mean")]
     pub(crate) reduction: Reduction,
 
@@ -117,12 +119,18 @@ pub(crate) struct Score {
 
     /// Print one JSON object, rows included, instead of text
     ///
-    /// Numbers are in the shortest form that reads back as the same number; those that JSON cannot
-    /// hold are null, and `loss_is` tells nan from inf. --z-loss adds `cross_entropy` and `z_loss`,
-    /// the two parts of `loss`, and `z_loss` to each row; --shift adds its `target` to each row. Where options make the loss differ from the
-    /// mean of -ln p[t], `nll` is that mean, which `stderr` is the standard error of.
+    /// Numbers are in the shortest form that reads back as the same number. Those that JSON cannot
+    /// hold are null, and beside each such `x` there is `x_is`: nan, inf or -inf, or none where no
+    /// loss was asked for. `loss_is` is always there. `nan_rows` counts the rows whose loss is NaN,
+    /// and `first_nan_row` is the first of them. --z-loss adds `cross_entropy` and `z_loss`, the
+    /// two parts of `loss`, and `z_loss` to each row; --shift adds its `target` to each row. Where
+    /// options make the loss differ from the mean of -ln p[t], `nll` is that mean, which `stderr`
+    /// is the standard error of.
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) rows: Rows,
 
     #[command(flatten)]
     pub(crate) loss: Loss,
@@ -134,15 +142,80 @@ pub(crate) struct Score {
 /// What the targets tensor is called unless the command line says otherwise.
 pub(crate) const TARGETS: &str = "targets";
 
+/// Which rows count.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Rows that count")]
+pub(crate) struct Rows {
+    /// Targets of rows to leave out: one, or several after commas or in options of their own
+    ///
+    /// The logits of such rows are not read, and their loss is 0, as is their gradient. With target
+    /// probabilities there is no target to compare: a class is then an error.
+    #[arg(
+        long,
+        value_name = "I",
+        value_delimiter = ',',
+        default_value = "-100",
+        // `-100,0` is no number.
+        allow_hyphen_values = true
+    )]
+    pub(crate) ignore_index: Vec<i64>,
+
+    /// Name of a mask with an element per target: rows where it is 0 are left out, as if ignored
+    ///
+    /// Integers, BOOL, or floats that are not negative, of the shape of the targets; all but 0
+    /// counts. With --shift it is of tokens, as an attention mask is: a row counts if the token
+    /// that it predicts does, whether its own does or not.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) mask: Option<String>,
+
+    /// Name of weights with an element per target, F32, F64, BF16 or F16
+    ///
+    /// `xent score` multiplies the loss of a row by its weight, and a mean divides by their sum.
+    /// Perplexities, log-probabilities and divergences have no weights: there rows of weight 0 are
+    /// left out, and others count alike. With --shift they are of tokens: a row has the weight of
+    /// the token that it predicts.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) token_weights: Option<String>,
+
+    /// Name of offsets of documents that are packed into the rows, [documents + 1], as cu_seqlens
+    ///
+    /// Of any integer type: 0, the end of the first document, that of the second, up to the number
+    /// of rows. Rows are counted through all sequences, whose place documents take: the last row of
+    /// each document, or with --shift K the last K, has no target and is left out. Documents may be
+    /// empty.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) offsets: Option<String>,
+}
+
+/// What leaves out rows by their targets.
+pub(crate) trait Ignoring<'a>: Sized {
+    /// Those whose target is one of these.
+    fn ignoring(self, ids: &'a [i64]) -> Self;
+}
+
+macro_rules! ignoring {
+    ($($request:ident),*) => {$(
+        impl<'a> Ignoring<'a> for xent::$request<'a> {
+            fn ignoring(self, ids: &'a [i64]) -> Self {
+                match ids {
+                    [] => self.no_ignore_index(),
+                    [id, ..] => self.ignore_index(*id),
+                }
+            }
+        }
+    )*};
+}
+ignoring!(CrossEntropy, LogProbs, Compare);
+
 /// What makes the loss another one than -ln p[t].
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Options of the loss")]
 pub(crate) struct Loss {
     /// Name of a tensor of target probabilities, instead of --targets
     ///
-    /// Of the shape and type of the logits. With q its row, the loss is -sum_j q[j] ln p[j]; rows need
-    /// not sum to 1.
-    #[arg(long, value_name = "NAME", conflicts_with = "targets")]
+    /// Of the shape and type of the logits, or of BF16 or F16; for F64 logits also of F32. With q
+    /// its row, the loss is -sum_j q[j] ln p[j]; rows need not sum to 1.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["targets", "offsets"])]
     pub(crate) target_probs: Option<String>,
 
     /// Share of each target's probability that goes to all classes alike, 0 to 1 [default: 0]
@@ -152,7 +225,7 @@ pub(crate) struct Loss {
     #[arg(long, value_name = "E", allow_negative_numbers = true)]
     pub(crate) label_smoothing: Option<f64>,
 
-    /// Name of a tensor of class weights, of shape [vocab] and the type of the logits
+    /// Name of a tensor of class weights, [vocab], of the type of the logits or of 16 bits
     ///
     /// The loss of a row is multiplied by the weight of its target, and a mean divided by the sum of
     /// these. With --target-probs each term of the loss has the weight of its class, and a mean is
@@ -209,7 +282,7 @@ pub(crate) struct Gradient {
     #[arg(long, value_name = "OUT.safetensors")]
     pub(crate) grad: Option<PathBuf>,
 
-    /// Name of a tensor that the gradient is multiplied by, F32 or F64
+    /// Name of a tensor that the gradient is multiplied by, F32, F64, BF16 or F16
     ///
     /// Of shape [], the derivative of what is trained by the loss; or of the shape of the targets, that
     /// by the loss of each row, before the division that a mean implies. [default: 1]
@@ -268,8 +341,17 @@ impl fmt::Display for Reduction {
             Reduction::None => f.write_str("none"),
             Reduction::Sum => f.write_str("sum"),
             Reduction::Mean => f.write_str("mean"),
-            Reduction::MeanOver(count) => write!(f, "mean-over:{count}"),
+            Reduction::MeanOver(count) => write!(f, "mean-over:{}", shortest(*count)),
         }
+    }
+}
+
+/// The shortest form of a number, with an exponent where there would be dozens of zeros.
+pub(crate) fn shortest(x: f64) -> String {
+    if x == 0.0 || !x.is_finite() || (1e-5..1e16).contains(&x.abs()) {
+        x.to_string()
+    } else {
+        format!("{x:e}")
     }
 }
 
@@ -322,7 +404,7 @@ mod tests {
 
     #[test]
     fn reductions_read_back_as_written() {
-        for text in ["none", "sum", "mean", "mean-over:8", "mean-over:0.5"] {
+        for text in ["none", "sum", "mean", "mean-over:8", "mean-over:0.5", "mean-over:1e-38"] {
             assert_eq!(text.parse::<Reduction>().unwrap().to_string(), text);
         }
         for text in ["", "Mean", "batchmean", "mean-over", "mean-over:", "mean-over:x"] {

@@ -1,16 +1,17 @@
 //! `xent compare`: how far the logits of one model are from those of another.
 #![forbid(unsafe_code)]
 
-use crate::args::{self, Gradient, Loss, Reduction, Score, TARGETS};
-use crate::input::{self, Answers, Derivative, Ids, Input, Layout};
+use crate::args::{self, Gradient, Ignoring, Loss, Reduction, Rows, Score, TARGETS, shortest};
+use crate::input::{self, Input, Layout};
+use crate::json::{ByNumber, Field};
+use crate::nan::NanRows;
 use crate::number::Logit;
-use crate::{Error, in_pool};
+use crate::report::number;
+use crate::{Error, complain, in_pool, scoring_error};
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -22,17 +23,21 @@ Examples:
   xent compare f16.safetensors q4.safetensors --targets input_ids --shift --vocab 50257
   xent compare teacher.safetensors student.safetensors --temperature 2 --json | jq .kl.mean
   xent compare both.safetensors both.safetensors --logits f16 --other-logits q4
+  xent compare f16.safetensors q4.safetensors --targets input_ids --shift --mask attention_mask
 
+A divergence of NaN is a result: rows that make it so are counted on standard error and in JSON.
 Exit status: 0 if the files were compared, 1 if a file is at fault, 2 if the command line is.";
 
 /// How far the logits of one model, Q, are from those of another, the base
 ///
-/// Prints what `llama-perplexity --kl-divergence` does, with its formulas. Both files hold logits as `xent
-/// score` takes them, of as many rows and classes; their types may differ. Targets, if there are any, are in
-/// the file of the base: without them there are no perplexities and no probabilities of tokens, and all
-/// rows count. KLD is KL(base||Q) of a row, in nats; Δp is the probability of the target under Q less that under
-/// the base; `Same top p` counts rows with the same most probable class. Standard errors follow the ±, where there
-/// is more than one row. Everything is computed in f64, from files that are mapped into memory.
+/// Prints what `llama-perplexity --kl-divergence` does, with its formulas. Both files hold logits
+/// as `xent score` takes them, of as many rows and classes; their types may differ. Targets and
+/// what else has an element per row, if there are any, are in the file of the base: without targets
+/// there are no perplexities and no probabilities of tokens, and all rows count but those of a
+/// mask. KLD is KL(base||Q) of a row, in nats; Δp is the probability of the target under Q less
+/// that under the base; `Same top p` counts rows with the same most probable class. Standard errors
+/// follow the ±, where there is more than one row. Everything is computed in f64, from files that
+/// are mapped into memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -71,10 +76,6 @@ pub(crate) struct Args {
     )]
     shift: Option<usize>,
 
-    /// Target of the rows to leave out
-    #[arg(long, value_name = "I", default_value_t = -100, allow_negative_numbers = true)]
-    ignore_index: i64,
-
     /// Divides the logits of both, T > 0 [default: 1]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f64>,
@@ -95,9 +96,14 @@ pub(crate) struct Args {
 
     /// Print one JSON object instead of text
     ///
-    /// Probabilities are of 1 there, not in percent. Numbers that JSON cannot hold are null.
+    /// Probabilities are of 1 there, not in percent. Numbers that JSON cannot hold are null, and
+    /// beside each such `x` there is `x_is`: nan, inf or -inf. `nan_rows` counts the rows whose
+    /// divergence is NaN, and `first_nan_row` is the first of them.
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    rows: Rows,
 }
 
 impl Args {
@@ -109,7 +115,7 @@ impl Args {
             targets: self.targets.as_deref().unwrap_or(TARGETS).to_owned(),
             vocab: self.vocab,
             shift: self.shift,
-            ignore_index: self.ignore_index,
+            rows: self.rows.clone(),
             reduction: Reduction::Mean,
             backend: self.backend,
             threads: self.threads,
@@ -133,15 +139,14 @@ impl<'a> Model<'_, 'a> {
         Error::Input { file: self.args.file.clone(), error }
     }
 
-    fn with_targets<T: Logit>(&self) -> Result<Input<'a, T>, Error> {
-        Input::new(self.tensors, &self.logits, &self.args).map_err(|error| self.bad(error))
+    /// With what the file has for its rows.
+    fn input<T: Logit>(&self, has_targets: bool) -> Result<Input<'a, T>, Error> {
+        Input::unweighted(self.tensors, &self.logits, &self.args, has_targets)
+            .map_err(|error| self.bad(error))
     }
 
-    fn without_targets<T: Logit>(&self) -> Result<Input<'a, T>, Error> {
-        let layout = Layout::new(&self.logits, &self.args).map_err(|error| self.bad(error))?;
-        let targets = Answers::Ids { ids: Ids::I64(Cow::Borrowed(&[])), shift: None };
-        let (logits, upstream) = (T::read(self.logits.data()), Derivative::OfAll(1.0));
-        Ok(Input { logits, layout, targets, weight: None, upstream })
+    fn bare<T: Logit>(&self) -> Result<Input<'a, T>, Error> {
+        Input::bare(&self.logits, &self.args).map_err(|error| self.bad(error))
     }
 }
 
@@ -149,19 +154,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Error> {
     let other_logits = args.other_logits.as_ref().unwrap_or(&args.logits);
     let [base, other] =
         [args.score(&args.base, &args.logits), args.score(&args.other, other_logits)];
-    let bad = |args: &Score| {
-        let file = args.file.clone();
-        move |error| Error::Input { file, error }
-    };
-    let map = |args: &Score| input::map(&args.file).map_err(bad(args));
-    let (base_file, other_file) = (map(&base)?, map(&other)?);
-    let base_tensors =
-        SafeTensors::deserialize(&base_file).map_err(|error| bad(&base)(error.into()))?;
-    let other_tensors =
-        SafeTensors::deserialize(&other_file).map_err(|error| bad(&other)(error.into()))?;
-    let logits = input::logits(&base_tensors, &base.logits).map_err(bad(&base))?;
+    let (base_file, other_file) = (crate::map(&base.file)?, crate::map(&other.file)?);
+    let base_tensors = crate::tensors(&base.file, &base_file)?;
+    let other_tensors = crate::tensors(&other.file, &other_file)?;
+    let logits = crate::logits(&base.file, &base_tensors, &base.logits)?;
     let base = Model { tensors: &base_tensors, logits, args: base };
-    let logits = input::logits(&other_tensors, &other.logits).map_err(bad(&other))?;
+    let logits = crate::logits(&other.file, &other_tensors, &other.logits)?;
     let other = Model { tensors: &other_tensors, logits, args: other };
     match base.logits.dtype() {
         Dtype::BF16 => with_base::<bf16>(&base, &other, args),
@@ -176,14 +174,13 @@ fn with_base<P: Logit>(
     other: &Model<'_, '_>,
     args: &Args,
 ) -> Result<(), Error> {
-    let asked = args.targets.is_some() || args.shift.is_some();
-    let has_targets = asked || base.tensors.tensor(TARGETS).is_ok();
-    let p = if has_targets { base.with_targets::<P>() } else { base.without_targets::<P>() }?;
+    let asked = args.targets.is_some() || args.shift.is_some() || args.rows.offsets.is_some();
+    let p = base.input::<P>(asked || base.tensors.tensor(TARGETS).is_ok())?;
     let summary = match other.logits.dtype() {
-        Dtype::BF16 => compare::<P, bf16>(base, &p, other, args, has_targets),
-        Dtype::F16 => compare::<P, f16>(base, &p, other, args, has_targets),
-        Dtype::F64 => compare::<P, f64>(base, &p, other, args, has_targets),
-        _ => compare::<P, f32>(base, &p, other, args, has_targets),
+        Dtype::BF16 => compare::<P, bf16>(base, &p, other, args),
+        Dtype::F16 => compare::<P, f16>(base, &p, other, args),
+        Dtype::F64 => compare::<P, f64>(base, &p, other, args),
+        _ => compare::<P, f32>(base, &p, other, args),
     }?;
     let mut out = BufWriter::new(io::stdout().lock());
     let printed = if args.json { summary.json(&mut out) } else { summary.text(&mut out) };
@@ -195,9 +192,8 @@ fn compare<P: Logit, Q: Logit>(
     p: &Input<'_, P>,
     other: &Model<'_, '_>,
     args: &Args,
-    has_targets: bool,
 ) -> Result<Summary, Error> {
-    let q = other.without_targets::<Q>()?;
+    let q = other.bare::<Q>()?;
     let Layout { rows, vocab, .. } = p.layout;
     if (q.layout.rows, q.layout.vocab) != (rows, vocab) {
         let (name, file) = (&base.args.logits, base.args.file.display());
@@ -207,14 +203,16 @@ fn compare<P: Logit, Q: Logit>(
             expected: format!("{rows} rows of {vocab} classes, as `{name}` of {file} has"),
         }));
     }
+    p.check_targets().map_err(|error| scoring_error(error, p, &base.args))?;
     let summary = in_pool(args.threads, || -> Result<Summary, xent::Error> {
         let backend = args.backend.map_or_else(Backend::selected, Ok)?;
         let mut compare = xent::Compare::new().backend(backend).beta(args.beta);
         if let Some(temperature) = args.temperature {
             compare = compare.temperature(temperature);
         }
-        if has_targets {
-            compare = compare.ignore_index(args.ignore_index).targets(p.targets.targets(0..rows));
+        let part = p.part(0..rows);
+        if let Some(targets) = part.known_targets() {
+            compare = compare.ignoring(&p.ignored).targets(targets);
         }
         let (base, other) = (p.logits(0..rows)?, q.logits(0..rows)?);
         // Rows without classes may be more than memory; others have their elements in a file.
@@ -230,8 +228,7 @@ fn compare<P: Logit, Q: Logit>(
         let seconds = begin.elapsed().as_secs_f64();
         let mean = |mut values: Vec<f64>| {
             let mut row = 0..;
-            let is_kept = |row| !has_targets || p.targets.class(row) != args.ignore_index;
-            values.retain(|_| row.next().is_some_and(is_kept));
+            values.retain(|_| row.next().is_some_and(|row| p.is_kept(row)));
             Estimate::of(&values)
         };
         let bytes =
@@ -240,6 +237,8 @@ fn compare<P: Logit, Q: Logit>(
             reverse_kl: mean(reverse_kl),
             jsd: mean(jsd),
             total_variation: mean(tv),
+            nan: nan_rows(&comparison, p),
+            has_targets: p.has_targets(),
             comparison,
             beta: args.beta,
             vocab,
@@ -249,28 +248,32 @@ fn compare<P: Logit, Q: Logit>(
             gb_per_s: bytes / seconds / 1e9,
         })
     })?;
-    summary.map_err(|error| match error {
-        xent::Error::TargetOutOfRange { row, .. } => {
-            let tensor = &base.args.targets;
-            let target = match p.index_of_target(row) {
-                Some(index) => format!("tensor `{tensor}` at {index:?}"),
-                None => format!("tensor `{tensor}`"),
-            };
-            let (file, ignore_index) = (args.base.clone(), args.ignore_index);
-            Error::Target { file, target, error: error.into(), ignore_index }
-        }
-        // A bad `XENT_BACKEND`.
-        xent::Error::UnknownBackend { .. } | xent::Error::BackendUnavailable { .. } => {
-            Error::Usage(error)
-        }
-        xent::Error::Option { option, value, range } => Error::Option { option, value, range },
-        _ => Error::Score { file: args.base.clone(), error },
-    })
+    let summary = summary.map_err(|error| scoring_error(error, p, &base.args))?;
+    let why = |row| {
+        let of = |why: Option<&str>, name| why.map(|why| format!("{why} in {name}"));
+        of(p.bad_logits(row), "the base").or_else(|| of(q.bad_logits(row), "the other"))
+    };
+    if let Some(warning) = summary.nan.warning("divergence", why) {
+        complain(&format!("{}: {warning}", args.base.display()));
+    }
+    Ok(summary)
+}
+
+/// Counted through all rows, of which a comparison has those that are kept.
+fn nan_rows<P: Logit>(comparison: &Comparison, p: &Input<'_, P>) -> NanRows {
+    let NanRows { count, first } = NanRows::of(comparison.kl());
+    let row = |first| (0..p.layout.rows).filter(|&row| p.is_kept(row)).nth(first);
+    let first = first.and_then(|first| row(usize::try_from(first).ok()?));
+    NanRows { count, first: first.map(|row| row as u64) }
 }
 
 /// Everything that there is to report.
 struct Summary {
     comparison: Comparison,
+    /// Whether those of the comparison are targets, and no stand-ins.
+    has_targets: bool,
+    /// Of the divergence.
+    nan: NanRows,
     reverse_kl: Estimate,
     jsd: Estimate,
     total_variation: Estimate,
@@ -313,9 +316,18 @@ const OF_DELTA_P: [(&str, f64); 13] = [
     ("Minimum", 0.0),
 ];
 
+/// Six decimals, as llama.cpp has them, but not hundreds of digits before them.
+fn decimals(x: f64) -> String {
+    if x.abs() < 1e12 { format!("{x:10.6}") } else { format!("{:>10}", number(x)) }
+}
+
 /// `value ± error`; of one row there is no standard error.
 fn estimate(Estimate { value, stderr }: Estimate) -> String {
-    if stderr.is_nan() { format!("{value:10.6}") } else { format!("{value:10.6} ± {stderr:10.6}") }
+    if stderr.is_nan() {
+        decimals(value)
+    } else {
+        format!("{} ± {}", decimals(value), decimals(stderr))
+    }
 }
 
 fn percent(Estimate { value, stderr }: Estimate) -> String {
@@ -328,10 +340,14 @@ fn percent(Estimate { value, stderr }: Estimate) -> String {
 }
 
 impl Summary {
+    fn at_targets(&self) -> Option<&AtTargets> {
+        self.comparison.at_targets().filter(|_| self.has_targets)
+    }
+
     /// As llama.cpp lays it out.
     fn text(&self, out: &mut impl Write) -> io::Result<()> {
         let all = &self.comparison;
-        if let Some(at) = all.at_targets() {
+        if let Some(at) = self.at_targets() {
             writeln!(out, "====== Perplexity statistics ======")?;
             for (name, e) in
                 [("Mean PPL(Q)", at.other_perplexity()), ("Mean PPL(base)", at.base_perplexity())]
@@ -353,15 +369,15 @@ impl Summary {
         writeln!(out, "Mean    KLD: {}", estimate(all.mean_kl()))?;
         let values = all.kl_percentiles(OF_KL.map(|(_, fraction)| fraction));
         for ((name, _), value) in OF_KL.iter().zip(values) {
-            writeln!(out, "{name:<7} KLD: {value:10.6}")?;
+            writeln!(out, "{name:<7} KLD: {}", decimals(value))?;
         }
         writeln!(out, "\n====== Other divergences ======")?;
         writeln!(out, "Mean reverse KLD    : {}", estimate(self.reverse_kl))?;
-        let jsd = format!("Mean JSD, beta {}", self.beta);
+        let jsd = format!("Mean JSD, beta {}", shortest(self.beta));
         writeln!(out, "{jsd:<20}: {}", estimate(self.jsd))?;
         writeln!(out, "Mean total variation: {}", estimate(self.total_variation))?;
         writeln!(out, "\n====== Token probability statistics ======")?;
-        if let Some(at) = all.at_targets() {
+        if let Some(at) = self.at_targets() {
             writeln!(out, "Mean    Δp: {}", percent(at.mean_delta_p()))?;
             let values = at.delta_p_percentiles(OF_DELTA_P.map(|(_, fraction)| fraction));
             for ((name, _), value) in OF_DELTA_P.iter().zip(values) {
@@ -385,14 +401,16 @@ impl Summary {
             beta: self.beta,
             total_variation: self.total_variation.into(),
             same_top: all.same_top().into(),
-            targets: all.at_targets().map(TargetReport::new),
+            targets: self.at_targets().map(TargetReport::new),
             count: all.count(),
             ignored: all.ignored(),
+            nan_rows: self.nan.count,
+            first_nan_row: self.nan.first,
             vocab: self.vocab,
             backend: self.backend.name(),
             threads: self.threads,
-            seconds: self.seconds,
-            gb_per_s: self.gb_per_s,
+            seconds: Field::number("seconds", self.seconds),
+            gb_per_s: Field::number("gb_per_s", self.gb_per_s),
         };
         serde_json::to_writer(&mut *out, &report)?;
         writeln!(out)
@@ -412,18 +430,24 @@ struct Report {
     targets: Option<TargetReport>,
     count: u64,
     ignored: u64,
+    nan_rows: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_nan_row: Option<u64>,
     vocab: usize,
     backend: &'static str,
     threads: usize,
-    seconds: f64,
-    gb_per_s: f64,
+    #[serde(flatten)]
+    seconds: Field<f64>,
+    #[serde(flatten)]
+    gb_per_s: Field<f64>,
 }
 
 #[derive(Serialize)]
 struct TargetReport {
     perplexity: Mean,
     base_perplexity: Mean,
-    correlation: f64,
+    #[serde(flatten)]
+    correlation: Field<f64>,
     log_ratio: Mean,
     ratio: Mean,
     difference: Mean,
@@ -436,7 +460,7 @@ impl TargetReport {
         TargetReport {
             perplexity: at.other_perplexity().into(),
             base_perplexity: at.base_perplexity().into(),
-            correlation: at.correlation(),
+            correlation: Field::number("correlation", at.correlation()),
             log_ratio: at.log_ratio().into(),
             ratio: at.ratio().into(),
             difference: at.difference().into(),
@@ -448,34 +472,37 @@ impl TargetReport {
 
 #[derive(Serialize)]
 struct Mean {
-    value: f64,
-    stderr: f64,
+    #[serde(flatten)]
+    value: Field<f64>,
+    #[serde(flatten)]
+    stderr: Field<f64>,
 }
 
 impl From<Estimate> for Mean {
     fn from(Estimate { value, stderr }: Estimate) -> Self {
-        Mean { value, stderr }
+        Mean { value: Field::number("value", value), stderr: Field::number("stderr", stderr) }
     }
 }
 
 /// A mean, and percentiles by their fraction.
 #[derive(Serialize)]
 struct Distribution {
-    mean: f64,
-    stderr: f64,
-    percentiles: BTreeMap<String, f64>,
+    #[serde(flatten)]
+    mean: Field<f64>,
+    #[serde(flatten)]
+    stderr: Field<f64>,
+    percentiles: ByNumber<13>,
 }
 
 const FRACTIONS: [f64; 13] =
     [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0];
 
 impl Distribution {
-    fn new(Estimate { value, stderr }: Estimate, percentiles: [f64; 13]) -> Self {
-        let names = FRACTIONS.map(|fraction| fraction.to_string());
+    fn new(Estimate { value, stderr }: Estimate, values: [f64; 13]) -> Self {
         Distribution {
-            mean: value,
-            stderr,
-            percentiles: names.into_iter().zip(percentiles).collect(),
+            mean: Field::number("mean", value),
+            stderr: Field::number("stderr", stderr),
+            percentiles: ByNumber { keys: FRACTIONS, values },
         }
     }
 }

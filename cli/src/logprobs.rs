@@ -1,16 +1,15 @@
 //! `xent logprobs`: what an inference engine says of the tokens of logits that are in a file.
 #![forbid(unsafe_code)]
 
-use crate::args::{self, Gradient, Loss, Reduction, Score, TARGETS};
-use crate::input::{self, Answers, Derivative, Ids, Input, Layout};
+use crate::args::{self, Gradient, Ignoring, Loss, Reduction, Rows, Score, TARGETS};
+use crate::input::{self, Input};
+use crate::json::Field;
 use crate::number::{Logit, Number};
-use crate::report::kind;
 use crate::{Error, in_pool, scoring_error};
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
-use std::borrow::Cow;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -23,16 +22,19 @@ Examples:
   xent logprobs dump.safetensors --json | jq -c 'select(.rank > 100) | [.row, .target, .logprob]'
   xent logprobs dump.safetensors --json --top 20 | jq -c '[.top[]?.id]'
   xent logprobs dump.safetensors --sample 42 --sample-temperature 0.8
+  xent logprobs packed.safetensors --targets input_ids --shift --offsets cu_seqlens
 
 Exit status: 0 if the file was read to its end, 1 if a file is at fault, 2 if the command line is.";
 
 /// Log-probabilities of the tokens that logits in a safetensors file are of, row by row
 ///
-/// Of each row: the target, its log-probability and its rank, the argmax, and what the options ask for.
-/// Without targets the log-probability is that of the argmax, and there are no ranks. The file is that of
-/// `xent score`. Rows are printed as they are computed, a bounded number at a time, so that neither the
-/// file nor the output needs to fit into memory; targets are checked before anything is printed. Rows are
-/// counted through all sequences. The last line has the means over the rows that are not ignored.
+/// Of each row: the target, its log-probability and its rank, the argmax, and what the options ask
+/// for. Without targets the log-probability is that of the argmax, and there are no ranks. The file
+/// is that of `xent score`. Rows are printed as they are computed, a bounded number at a time, so
+/// that neither the file nor the output needs to fit into memory; targets are checked before
+/// anything is printed. Rows are counted through all sequences. The last line has the means over
+/// the rows that are not ignored, and says how many of these have log-probability NaN, and which is
+/// the first, if any do; it is not correct then.
 ///
 /// With z the logits divided by --temperature, the log-probability of token t is z[t] - ln(sum_j e^z[j]).
 /// The rank of a token is the number of logits that are at least its own: 1 for the largest, and where
@@ -58,7 +60,8 @@ pub(crate) struct Args {
 
     /// Targets are the tokens that went into the model: row i predicts token i + K [default K: 1]
     ///
-    /// Of each sequence; the last K rows of one have no target and are ignored.
+    /// Of each sequence; the last K rows of one have no target and are ignored. Ignored rows are
+    /// printed with `-` for what was not computed.
     #[arg(
         long,
         value_name = "K",
@@ -69,19 +72,14 @@ pub(crate) struct Args {
     )]
     shift: Option<usize>,
 
-    /// Target of the rows to leave out
-    ///
-    /// Their logits are not read. They are printed with `-` for what was not computed.
-    #[arg(long, value_name = "I", default_value_t = -100, allow_negative_numbers = true)]
-    ignore_index: i64,
-
     /// Divides the logits, T > 0 [default: 1]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f64>,
 
     /// Also print the K most probable tokens, `id:logprob`, at most 128
     ///
-    /// In descending order, of equals the lower id first.
+    /// In descending order, of equals the lower id first. 0 prints none, and more than the
+    /// vocabulary all.
     #[arg(long, value_name = "K", default_value_t = 0, allow_negative_numbers = true)]
     top: usize,
 
@@ -123,13 +121,18 @@ pub(crate) struct Args {
 
     /// Print one JSON object per row, each on a line of its own, instead of text
     ///
-    /// The keys are `row`, `target`, `logprob`, `rank`, `strict_rank` (one more than the number of logits
-    /// above that of the target), `argmax`, and as asked for `entropy`, `varentropy`, `sampled`,
-    /// `sampled_logprob` and `top`, a list of `id` and `logprob`. Ignored rows have `row`, `target` and
-    /// `"ignored":true` alone. Numbers are in the shortest form that reads back as the same number; -inf
-    /// and NaN are null, and `logprob_is` tells one from the other. There is no last line with means.
+    /// The keys are `row`, `target`, `logprob`, `rank`, `strict_rank` (one more than the number of
+    /// logits above that of the target), `argmax`, and as asked for `entropy`, `varentropy`,
+    /// `sampled`, `sampled_logprob` and `top`, a list of `id` and `logprob`. Ignored rows have
+    /// `row`, `target` and `"ignored":true` alone. Numbers are in the shortest form that reads back
+    /// as the same number. Those that JSON cannot hold are null, and beside each such `x` there is
+    /// `x_is`: nan, inf or -inf, or none for `sampled` where nothing can be drawn. There is no last
+    /// line with means.
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    rows: Rows,
 }
 
 impl Args {
@@ -141,7 +144,7 @@ impl Args {
             targets: self.targets.as_deref().unwrap_or(TARGETS).to_owned(),
             vocab: self.vocab,
             shift: self.shift,
-            ignore_index: self.ignore_index,
+            rows: self.rows.clone(),
             reduction: Reduction::None,
             backend: self.backend,
             threads: self.threads,
@@ -160,10 +163,9 @@ const BATCH_BYTES: usize = 64 << 20;
 const BATCH_ROWS: usize = 1 << 14;
 
 pub(crate) fn run(args: &Args) -> Result<(), Error> {
-    let bad_input = |error| Error::Input { file: args.file.clone(), error };
-    let file = input::map(&args.file).map_err(bad_input)?;
-    let tensors = SafeTensors::deserialize(&file).map_err(|error| bad_input(error.into()))?;
-    let logits = input::logits(&tensors, &args.logits).map_err(bad_input)?;
+    let file = crate::map(&args.file)?;
+    let tensors = crate::tensors(&args.file, &file)?;
+    let logits = crate::logits(&args.file, &tensors, &args.logits)?;
     match logits.dtype() {
         Dtype::BF16 => run_as::<bf16>(&tensors, &logits, args),
         Dtype::F16 => run_as::<f16>(&tensors, &logits, args),
@@ -178,37 +180,23 @@ fn run_as<T: Logit>(
     args: &Args,
 ) -> Result<(), Error> {
     let score = args.score();
-    let asked = args.targets.is_some() || args.shift.is_some();
+    let asked = args.targets.is_some() || args.shift.is_some() || args.rows.offsets.is_some();
     let has_targets = asked || tensors.tensor(TARGETS).is_ok();
-    let input = if has_targets {
-        Input::<T>::new(tensors, logits, &score)
-    } else {
-        without_targets(logits, &score)
-    };
-    let input = input.map_err(|error| Error::Input { file: args.file.clone(), error })?;
-    let pass = Pass { input, score, args, has_targets };
+    let bad_input = |error| Error::Input { file: args.file.clone(), error };
+    let input = Input::<T>::unweighted(tensors, logits, &score, has_targets).map_err(bad_input)?;
+    // Without targets such rows need no memory: there may be more than anyone can count.
+    if !has_targets && input.layout.vocab == 0 && input.layout.rows > 0 {
+        return Err(bad_input(input::Error::Tensor {
+            name: args.logits.clone(),
+            found: input::describe(logits),
+            expected: "1 or more classes".to_owned(),
+        }));
+    }
+    let pass = Pass { input, score, args };
     // Standard output is not locked: whichever thread of the pool runs this writes to it.
     let row = pass.input.layout.vocab.saturating_mul(size_of::<T>());
     let size = (BATCH_BYTES / row.max(1)).clamp(1, BATCH_ROWS);
     in_pool(args.threads, || pass.run(&mut BufWriter::new(io::stdout()), size))?
-}
-
-fn without_targets<'a, T: Logit>(
-    logits: &TensorView<'a>,
-    args: &Score,
-) -> Result<Input<'a, T>, input::Error> {
-    let layout = Layout::new(logits, args)?;
-    // Such rows need no memory: there may be more than anyone can count.
-    if layout.vocab == 0 && layout.rows > 0 {
-        return Err(input::Error::Tensor {
-            name: args.logits.clone(),
-            found: input::describe(logits),
-            expected: "1 or more classes".to_owned(),
-        });
-    }
-    let targets = Answers::Ids { ids: Ids::I64(Cow::Borrowed(&[])), shift: None };
-    let (logits, upstream) = (T::read(logits.data()), Derivative::OfAll(1.0));
-    Ok(Input { logits, layout, targets, weight: None, upstream })
 }
 
 /// All that a pass over the rows needs.
@@ -216,19 +204,19 @@ struct Pass<'p, 'a, T: Logit> {
     input: Input<'a, T>,
     score: Score,
     args: &'p Args,
-    has_targets: bool,
 }
 
 impl<T: Logit> Pass<'_, '_, T> {
-    /// About `size` rows at a time.
+    /// `size` rows at a time.
     fn run(&self, out: &mut impl Write, size: usize) -> Result<(), Error> {
         let rows = self.input.layout.rows;
-        self.check_targets().map_err(|error| self.error(error))?;
+        // All at once: output that breaks off because of one is of little use.
+        self.input.check_targets().map_err(|error| self.error(error))?;
         let mut totals = Totals::default();
         let (mut start, mut is_first) = (0, true);
         // Of no rows there is a batch too, as their options are checked.
         while start < rows || is_first {
-            let end = self.input.targets.group_end(start, size, rows);
+            let end = self.input.part_end(start, size);
             let found = self.ask(start..end).map_err(|error| self.error(error))?;
             let batch = Batch { pass: self, first: start, found };
             batch.print(out, is_first, &mut totals).map_err(Error::Output)?;
@@ -240,41 +228,33 @@ impl<T: Logit> Pass<'_, '_, T> {
         out.flush().map_err(Error::Output)
     }
 
-    /// All at once: output that breaks off because of one is of little use.
-    fn check_targets(&self) -> Result<(), xent::Error> {
-        let Layout { rows, vocab, .. } = self.input.layout;
-        if !self.has_targets {
-            return Ok(());
-        }
-        for row in 0..rows {
-            let target = self.input.targets.class(row);
-            let is_class = usize::try_from(target).is_ok_and(|class| class < vocab);
-            if target != self.args.ignore_index && !is_class {
-                return Err(xent::Error::TargetOutOfRange { row, target: target.into(), vocab });
-            }
-        }
-        Ok(())
-    }
-
     fn ask(&self, rows: Range<usize>) -> Result<TokenLogProbs<T::Real>, xent::Error> {
-        let args = self.args;
+        let (args, vocab) = (self.args, self.input.layout.vocab);
         let draw = |seed| {
             let sample = |row| Sample::new(seed, row as u64).temperature(args.sample_temperature);
             rows.clone().map(sample).collect::<Vec<_>>()
         };
         let samples = args.sample.map(draw);
+        // More than there are is all of them.
+        let top = args.top.min(vocab);
+        if top > LogProbs::MAX_TOP_K {
+            let (value, range) = (args.top.to_string(), "at most 128");
+            return Err(xent::Error::Option { option: "top", value, range });
+        }
+        let has_targets = self.input.has_targets();
         // The log-probability of the argmax.
-        let needed = usize::from(!self.has_targets && self.input.layout.vocab > 0);
+        let needed = usize::from(!has_targets && vocab > 0);
+        let part = self.input.part(rows.clone());
         let mut ask = LogProbs::new()
-            .ignore_index(args.ignore_index)
+            .ignoring(&self.input.ignored)
             .backend(args.backend.map_or_else(Backend::selected, Ok)?)
             .temperature(args.temperature.unwrap_or(1.0))
-            .top_k(args.top.max(needed))
-            .ranks(self.has_targets)
+            .top_k(top.max(needed))
+            .ranks(has_targets)
             .entropy(args.entropy)
             .varentropy(args.varentropy);
-        if self.has_targets {
-            ask = ask.targets(self.input.targets.targets(rows.clone()));
+        if let Some(targets) = part.known_targets() {
+            ask = ask.targets(targets);
         }
         if let Some(samples) = &samples {
             ask = ask.sample(samples);
@@ -285,9 +265,6 @@ impl<T: Logit> Pass<'_, '_, T> {
     /// In the words of the command line.
     fn error(&self, error: xent::Error) -> Error {
         match error {
-            xent::Error::Option { option: "top_k", value, range } => {
-                Error::Option { option: "top", value, range }
-            }
             xent::Error::SampleTemperature { temperature: value, .. } => {
                 let range = "finite and not negative";
                 Error::Option { option: "sample_temperature", value, range }
@@ -301,7 +278,7 @@ impl<T: Logit> Pass<'_, '_, T> {
         let mean = |sum: f64| sum / kept as f64;
         let logprob = mean(totals.logprob);
         writeln!(out)?;
-        if self.has_targets {
+        if self.input.has_targets() {
             write!(out, "rows {kept} kept, {ignored} ignored; mean logprob {}", digits(logprob))?;
             write!(out, "; perplexity {}", digits((-logprob).exp()))?;
             if kept > 0 {
@@ -309,10 +286,19 @@ impl<T: Logit> Pass<'_, '_, T> {
                 write!(out, "; accuracy {percent:.2} % ({correct} of {kept})")?;
             }
         } else {
-            write!(out, "rows {kept}; mean logprob of the argmax {}", digits(logprob))?;
+            let left_out = match ignored {
+                0 => String::new(),
+                _ => format!(" kept, {ignored} ignored"),
+            };
+            let logprob = digits(logprob);
+            write!(out, "rows {kept}{left_out}; mean logprob of the argmax {logprob}")?;
         }
         if self.args.entropy {
             write!(out, "; mean entropy {}", digits(mean(totals.entropy)))?;
+        }
+        if let Some(row) = totals.first_nan {
+            let rows = if totals.nan == 1 { "row" } else { "rows" };
+            write!(out, "; NaN in {} {rows}, first in row {row}", totals.nan)?;
         }
         writeln!(out)
     }
@@ -334,8 +320,11 @@ fn digits(x: f64) -> String {
 struct Totals {
     kept: u64,
     ignored: u64,
-    /// Rows whose argmax is the target.
+    /// Rows whose argmax is the target, and is a number.
     correct: u64,
+    /// Rows whose log-probability is NaN.
+    nan: u64,
+    first_nan: Option<usize>,
     logprob: f64,
     entropy: f64,
 }
@@ -347,9 +336,8 @@ struct Batch<'p, 'a, T: Logit> {
     found: TokenLogProbs<T::Real>,
 }
 
-/// Numbers that are not finite are written as null by the serializer.
 #[derive(Serialize)]
-struct Row<R> {
+struct Row<R: Number> {
     row: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<i64>,
@@ -361,60 +349,65 @@ struct Row<R> {
 
 /// What is known of a row that is not ignored.
 #[derive(Serialize)]
-struct Found<R> {
-    logprob: R,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    logprob_is: Option<&'static str>,
+struct Found<R: Number> {
+    #[serde(flatten)]
+    logprob: Field<R>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rank: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     strict_rank: Option<i64>,
     argmax: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    entropy: Option<R>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    varentropy: Option<R>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sampled: Option<Option<i64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sampled_logprob: Option<R>,
+    #[serde(flatten)]
+    entropy: Option<Field<R>>,
+    #[serde(flatten)]
+    varentropy: Option<Field<R>>,
+    #[serde(flatten)]
+    sampled: Option<Field<Option<i64>>>,
+    #[serde(flatten)]
+    sampled_logprob: Option<Field<R>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     top: Option<Vec<Token<R>>>,
 }
 
 #[derive(Serialize)]
-struct Token<R> {
+struct Token<R: Number> {
     id: i64,
-    logprob: R,
+    #[serde(flatten)]
+    logprob: Field<R>,
 }
 
 impl<T: Logit> Batch<'_, '_, T> {
     fn row(&self, i: usize) -> Row<T::Real> {
-        let Pass { input, args, has_targets, .. } = self.pass;
+        let input = &self.pass.input;
         let row = self.first + i;
-        let target = has_targets.then(|| input.targets.class(row));
-        let is_ignored = target == Some(args.ignore_index);
+        let target = input.has_targets().then(|| input.class(row));
+        let is_ignored = !input.is_kept(row);
         let found = (!is_ignored).then(|| self.found(i));
         Row { row, target, ignored: is_ignored.then_some(true), found }
     }
 
     fn found(&self, i: usize) -> Found<T::Real> {
         let (args, found) = (self.pass.args, &self.found);
-        let of_row = |all: &[T::Real]| all.get(i).copied();
-        let token = |(id, logprob)| Token { id, logprob };
+        let of_row = |key, all: &[T::Real]| all.get(i).map(|&x| Field::number(key, x));
+        let token = |(id, logprob)| Token { id, logprob: Field::number("logprob", logprob) };
         // The target's, or else that of the argmax, which is the first of the top.
-        let logprob = of_row(&found.logprobs).or_else(|| Some(found.top(i).next()?.1));
-        let logprob = logprob.unwrap_or_default();
+        let logprob = match self.pass.input.has_targets() {
+            true => found.logprobs.get(i).copied(),
+            false => found.top(i).next().map(|(_, logprob)| logprob),
+        };
+        let sampled = |&id: &i64| match id {
+            0.. => Field::some(Field::integer("sampled", id)),
+            _ => Field::none("sampled"),
+        };
         Found {
-            logprob,
-            logprob_is: (!logprob.into().is_finite()).then(|| kind(logprob.into())),
+            logprob: Field::number("logprob", logprob.unwrap_or_default()),
             rank: found.ranks.get(i).copied(),
             strict_rank: found.strict_ranks.get(i).copied(),
             argmax: found.argmax[i],
-            entropy: of_row(&found.entropy),
-            varentropy: of_row(&found.varentropy),
-            sampled: found.sampled.get(i).map(|&id| (id >= 0).then_some(id)),
-            sampled_logprob: of_row(&found.sampled_logprobs),
+            entropy: of_row("entropy", &found.entropy),
+            varentropy: of_row("varentropy", &found.varentropy),
+            sampled: found.sampled.get(i).map(sampled),
+            sampled_logprob: of_row("sampled_logprob", &found.sampled_logprobs),
             top: (args.top > 0).then(|| found.top(i).map(token).collect()),
         }
     }
@@ -437,9 +430,9 @@ impl<T: Logit> Batch<'_, '_, T> {
     }
 
     fn header(&self, out: &mut impl Write) -> io::Result<()> {
-        let (Pass { args, has_targets, .. }, w) = (self.pass, T::Real::WIDTH);
+        let (Pass { args, input, .. }, w) = (self.pass, T::Real::WIDTH);
         write!(out, "{:>8}", "row")?;
-        if *has_targets {
+        if input.has_targets() {
             write!(out, " {:>8} {:>w$} {:>8} {:>8}", "target", "logprob", "rank", "argmax")?;
         } else {
             write!(out, " {:>8} {:>w$}", "argmax", "logprob")?;
@@ -461,7 +454,9 @@ impl<T: Logit> Batch<'_, '_, T> {
         let found = found.as_ref();
         // `Debug` of a float is the shortest form too, with an exponent where `Display` would
         // print dozens of zeros.
-        let float = |x: Option<T::Real>| x.map_or_else(|| "-".to_owned(), |x| format!("{x:?}"));
+        let float = |x: Option<Field<T::Real>>| {
+            x.map_or_else(|| "-".to_owned(), |Field { value, .. }| format!("{value:?}"))
+        };
         let int = |x: Option<i64>| x.map_or_else(|| "-".to_owned(), |x| x.to_string());
         let logprob = float(found.map(|found| found.logprob));
         let argmax = int(found.map(|found| found.argmax));
@@ -479,7 +474,7 @@ impl<T: Logit> Batch<'_, '_, T> {
             write!(out, " {:>w$}", float(found.and_then(|found| found.varentropy)))?;
         }
         if args.sample.is_some() {
-            let sampled = found.and_then(|found| found.sampled).map(|id| id.unwrap_or(-1));
+            let sampled = found.and_then(|found| found.sampled).map(|id| id.value.unwrap_or(-1));
             let logprob = float(found.and_then(|found| found.sampled_logprob));
             write!(out, " {:>8} {logprob:>w$}", int(sampled))?;
         }
@@ -487,7 +482,7 @@ impl<T: Logit> Batch<'_, '_, T> {
             write!(out, " -")?;
         }
         for Token { id, logprob } in found.iter().flat_map(|found| found.top.iter().flatten()) {
-            write!(out, " {id}:{logprob:?}")?;
+            write!(out, " {id}:{:?}", logprob.value)?;
         }
         writeln!(out)
     }
@@ -500,16 +495,23 @@ impl Totals {
             return;
         };
         self.kept += 1;
-        self.correct += u64::from(row.target == Some(found.argmax));
-        self.logprob += found.logprob.into();
-        self.entropy += found.entropy.map_or(0.0, Into::into);
+        let logprob: f64 = found.logprob.value.into();
+        if logprob.is_nan() {
+            self.nan += 1;
+            self.first_nan.get_or_insert(row.row);
+        }
+        self.correct += u64::from(!logprob.is_nan() && row.target == Some(found.argmax));
+        self.logprob += logprob;
+        self.entropy += found.entropy.map_or(0.0, |entropy| entropy.value.into());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::Shift;
+    use crate::input::{Answers, Derivative, Layout};
+    use crate::number::Integers;
+    use crate::tokens::{Kept, PerToken, Steps};
     use clap::Parser;
 
     const ROWS: usize = 24;
@@ -517,16 +519,23 @@ mod tests {
 
     fn printed(args: &Args, ids: Option<&[i64]>, sequence: usize, size: usize) -> String {
         let logits = (0..ROWS * VOCAB).map(|i| (i * i % 101) as f32 * 0.1).collect();
-        let shift = |by| Shift { by, sequence, ignore_index: args.ignore_index };
-        let targets = Answers::Ids {
-            ids: Ids::I64(ids.unwrap_or_default().into()),
-            shift: args.shift.map(shift),
-        };
+        let answers = ids.map_or(Answers::Unknown, |ids| {
+            let values = Integers::I64(ids.into());
+            Answers::Ids(PerToken { values, shape: vec![ROWS], is_cut: false })
+        });
         let shape = vec![ROWS, VOCAB];
-        let layout = Layout { shape, rows: ROWS, sequence, stored: VOCAB, vocab: VOCAB };
-        let upstream = Derivative::OfAll(1.0);
-        let input = Input::<f32> { logits, layout, targets, weight: None, upstream };
-        let pass = Pass { input, score: args.score(), args, has_targets: ids.is_some() };
+        let steps = Steps { by: args.shift.unwrap_or(0), sequence, documents: None };
+        let input = Input::<f32> {
+            logits,
+            layout: Layout { shape, rows: ROWS, sequence, stored: VOCAB, vocab: VOCAB },
+            answers,
+            kept: Kept { steps, mask: None, weights: None },
+            ignored: args.rows.ignore_index.clone(),
+            token_weights: None,
+            weight: None,
+            upstream: Derivative::OfAll(1.0),
+        };
+        let pass = Pass { input, score: args.score(), args };
         let mut out = Vec::new();
         pass.run(&mut out, size).unwrap();
         String::from_utf8(out).unwrap()

@@ -5,32 +5,39 @@
 
 mod args;
 mod compare;
+mod file;
 mod gradient;
 mod input;
+mod json;
 mod logprobs;
+mod nan;
 mod number;
 mod report;
 mod score;
+mod tokens;
 
 use args::{Args, Command, Score};
 use clap::Parser;
 use gradient::GradientFile;
 use half::{bf16, f16};
 use input::Input;
+use memmap2::Mmap;
 use number::Logit;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use score::Scores;
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{}: {error}", file.display())]
+    File { file: PathBuf, error: file::Error },
+    #[error("{}: {error}", file.display())]
     Input { file: PathBuf, error: input::Error },
-    #[error("{}: {target}: {error}; the ignore index is {ignore_index}", file.display())]
-    Target { file: PathBuf, target: String, error: Box<xent::Error>, ignore_index: i64 },
+    #[error("{}: {target}: {error}; {}", file.display(), ignored_ids(ignored))]
+    Target { file: PathBuf, target: String, error: Box<xent::Error>, ignored: Vec<i64> },
     #[error("{}: {error}", file.display())]
     Score { file: PathBuf, error: xent::Error },
     #[error("{}: {error}", file.display())]
@@ -43,6 +50,16 @@ enum Error {
     Threads { threads: u16, error: rayon::ThreadPoolBuildError },
     #[error("standard output: {0}")]
     Output(io::Error),
+}
+
+fn ignored_ids(ids: &[i64]) -> String {
+    match ids {
+        [id] => format!("the ignore index is {id}"),
+        ids => {
+            let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
+            format!("the ignore indices are {}", ids.join(", "))
+        }
+    }
 }
 
 const DATA: u8 = 1;
@@ -103,16 +120,27 @@ fn complain(message: &str) {
 }
 
 fn score(args: &Score) -> Result<(), Error> {
-    let bad_input = |error| Error::Input { file: args.file.clone(), error };
-    let file = input::map(&args.file).map_err(bad_input)?;
-    let tensors = SafeTensors::deserialize(&file).map_err(|error| bad_input(error.into()))?;
-    let logits = input::logits(&tensors, &args.logits).map_err(bad_input)?;
+    let file = map(&args.file)?;
+    let tensors = tensors(&args.file, &file)?;
+    let logits = logits(&args.file, &tensors, &args.logits)?;
     match logits.dtype() {
         Dtype::BF16 => score_as::<bf16>(&tensors, &logits, args),
         Dtype::F16 => score_as::<f16>(&tensors, &logits, args),
         Dtype::F64 => score_as::<f64>(&tensors, &logits, args),
         _ => score_as::<f32>(&tensors, &logits, args),
     }
+}
+
+fn map(file: &Path) -> Result<Mmap, Error> {
+    file::map(file).map_err(|error| Error::File { file: file.to_owned(), error })
+}
+
+fn tensors<'a>(file: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, Error> {
+    file::tensors(bytes).map_err(|error| Error::File { file: file.to_owned(), error })
+}
+
+fn logits<'a>(file: &Path, tensors: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, Error> {
+    input::logits(tensors, name).map_err(|error| Error::Input { file: file.to_owned(), error })
 }
 
 fn score_as<T: Logit>(
@@ -122,6 +150,7 @@ fn score_as<T: Logit>(
 ) -> Result<(), Error> {
     let input = Input::<T>::new(tensors, logits, args)
         .map_err(|error| Error::Input { file: args.file.clone(), error })?;
+    input.check_targets().map_err(|error| scoring_error(error, &input, args))?;
     let run = |gradient: Option<&mut [T]>| {
         in_pool(args.threads, || score::run(&input, args, gradient))?
             .map_err(|error| scoring_error(error, &input, args))
@@ -137,6 +166,9 @@ fn score_as<T: Logit>(
             scores
         }
     };
+    if let Some(warning) = scores.nan.warning("loss", |row| input.bad_logits(row)) {
+        complain(&format!("{}: {warning}", args.file.display()));
+    }
     print(&scores, &input, args).map_err(Error::Output)
 }
 
@@ -155,7 +187,8 @@ fn scoring_error<T: Logit>(error: xent::Error, input: &Input<'_, T>, args: &Scor
                 Some(index) => format!("tensor `{tensor}` at {index:?}"),
                 None => format!("tensor `{tensor}`"),
             };
-            Error::Target { file, target, error: error.into(), ignore_index: args.ignore_index }
+            let ignored = args.rows.ignore_index.clone();
+            Error::Target { file, target, error: error.into(), ignored }
         }
         // A backend is a bad `XENT_BACKEND`: `--backend` was checked with the rest of the command line.
         xent::Error::UnknownBackend { .. }

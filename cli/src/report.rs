@@ -2,16 +2,17 @@
 #![forbid(unsafe_code)]
 
 use crate::args::{Reduction, Score};
-use crate::input::{Answers, Input};
+use crate::input::Input;
+use crate::json::{Field, kind};
 use crate::number::{Logit, Number};
 use crate::score::{RowScores, Scores};
 use serde::{Serialize, Serializer};
 use std::io::{self, Write};
 
 /// Row results along with the targets that they are for.
-struct Rows<'a, R: Number> {
-    scores: &'a RowScores<R>,
-    targets: &'a Answers<'a, R>,
+struct Rows<'a, T: Logit> {
+    scores: &'a RowScores<T::Real>,
+    input: &'a Input<'a, T>,
     /// Whether JSON has the targets too, since the file has them elsewhere.
     shifted: bool,
 }
@@ -19,14 +20,15 @@ struct Rows<'a, R: Number> {
 /// Numbers of one row stay `f32` where the logits are, whose shortest form is shorter than that of the
 /// same `f64`.
 #[derive(Serialize)]
-struct Row<R> {
-    loss: R,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    loss_is: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    z_loss: Option<R>,
-    lse: R,
-    logprob: R,
+struct Row<R: Number> {
+    #[serde(flatten)]
+    loss: Field<R>,
+    #[serde(flatten)]
+    z_loss: Option<Field<R>>,
+    #[serde(flatten)]
+    lse: Field<R>,
+    #[serde(flatten)]
+    logprob: Field<R>,
     argmax: i64,
     correct: bool,
     #[serde(skip)]
@@ -35,73 +37,72 @@ struct Row<R> {
     target: Option<i64>,
 }
 
-impl<R: Number> Rows<'_, R> {
-    fn row(&self, i: usize) -> Row<R> {
-        let loss = self.scores.losses[i];
+impl<T: Logit> Rows<'_, T> {
+    fn row(&self, i: usize) -> Row<T::Real> {
         let argmax = self.scores.argmax[i];
-        let class = self.targets.class(i);
+        let class = self.input.class(i);
+        let logprob = self.scores.logprobs[i];
+        let is_nan = logprob.into().is_nan();
         Row {
-            loss,
-            loss_is: (!loss.into().is_finite()).then(|| kind(loss.into())),
-            z_loss: self.scores.z_losses.as_ref().map(|z_losses| z_losses[i]),
-            lse: self.scores.logsumexp[i],
-            logprob: self.scores.logprobs[i],
+            loss: Field::number("loss", self.scores.losses[i]),
+            z_loss: self.scores.z_losses.as_ref().map(|all| Field::number("z_loss", all[i])),
+            lse: Field::number("lse", self.scores.logsumexp[i]),
+            logprob: Field::number("logprob", logprob),
             argmax,
-            // The argmax of an ignored row is -1, which may be the ignore index.
-            correct: argmax >= 0 && argmax == class,
+            // The argmax of an ignored row is -1, which may be the ignore index. That of a row with
+            // a NaN is the NaN, which is no prediction.
+            correct: argmax >= 0 && argmax == class && !is_nan,
             class,
             target: self.shifted.then_some(class),
         }
     }
 
-    fn iter(&self) -> impl Iterator<Item = Row<R>> {
+    fn iter(&self) -> impl Iterator<Item = Row<T::Real>> {
         (0..self.scores.losses.len()).map(|i| self.row(i))
-    }
-}
-
-pub(crate) fn kind(loss: f64) -> &'static str {
-    if loss.is_nan() {
-        "nan"
-    } else if loss == f64::INFINITY {
-        "inf"
-    } else if loss == f64::NEG_INFINITY {
-        "-inf"
-    } else {
-        "finite"
     }
 }
 
 /// Numbers that are not finite are written as null by the serializer.
 #[derive(Serialize)]
-struct Report<'a, R: Number> {
+struct Report<'a, T: Logit> {
     loss: Option<f64>,
     loss_is: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cross_entropy: Option<Option<f64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    z_loss: Option<Option<f64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    nll: Option<f64>,
+    #[serde(flatten)]
+    cross_entropy: Option<Field<Option<f64>>>,
+    #[serde(flatten)]
+    z_loss: Option<Field<Option<f64>>>,
+    #[serde(flatten)]
+    nll: Option<Field<f64>>,
     reduction: String,
-    perplexity: f64,
-    perplexity_stderr: f64,
-    stderr: f64,
-    bits_per_token: f64,
-    accuracy: Option<f64>,
+    #[serde(flatten)]
+    perplexity: Field<f64>,
+    #[serde(flatten)]
+    perplexity_stderr: Field<f64>,
+    #[serde(flatten)]
+    stderr: Field<f64>,
+    #[serde(flatten)]
+    bits_per_token: Field<f64>,
+    #[serde(flatten)]
+    accuracy: Option<Field<f64>>,
     count: u64,
     ignored: u64,
+    nan_rows: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_nan_row: Option<u64>,
     vocab: usize,
     backend: &'static str,
     threads: usize,
-    seconds: f64,
-    gb_per_s: f64,
+    #[serde(flatten)]
+    seconds: Field<f64>,
+    #[serde(flatten)]
+    gb_per_s: Field<f64>,
     #[serde(serialize_with = "sequence")]
-    rows: Option<Rows<'a, R>>,
+    rows: Option<Rows<'a, T>>,
 }
 
 /// Row by row, so that no second copy of all rows is made.
-fn sequence<R: Number, S: Serializer>(
-    rows: &Option<Rows<'_, R>>,
+fn sequence<T: Logit, S: Serializer>(
+    rows: &Option<Rows<'_, T>>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(rows.iter().flat_map(Rows::iter))
@@ -114,8 +115,8 @@ pub(crate) fn print<T: Logit>(
     input: &Input<'_, T>,
     args: &Score,
 ) -> io::Result<()> {
-    let (targets, shifted) = (&input.targets, args.shift.is_some());
-    let rows = scores.rows.as_ref().map(|scores| Rows { scores, targets, shifted });
+    let shifted = args.shift.is_some();
+    let rows = scores.rows.as_ref().map(|scores| Rows { scores, input, shifted });
     if args.json {
         return json(out, scores, rows, input.layout.vocab, args);
     }
@@ -126,44 +127,51 @@ pub(crate) fn print<T: Logit>(
     summary(out, scores, args)
 }
 
-fn json<R: Number>(
+fn json<T: Logit>(
     out: &mut impl Write,
-    scores: &Scores<R>,
-    rows: Option<Rows<'_, R>>,
+    scores: &Scores<T::Real>,
+    rows: Option<Rows<'_, T>>,
     vocab: usize,
     args: &Score,
 ) -> io::Result<()> {
     let e = &scores.evaluation;
-    let reduced = |loss: f64| (args.reduction != Reduction::None).then_some(loss);
-    let part = |part: f64| args.loss.z_loss.map(|_| reduced(part));
-    let loss = reduced(e.loss());
+    let is_reduced = args.reduction != Reduction::None;
+    let part = |key, part: f64| {
+        args.loss.z_loss.map(|_| match is_reduced {
+            true => Field::some(Field::number(key, part)),
+            false => Field::none(key),
+        })
+    };
+    let loss = is_reduced.then(|| e.loss());
     let report = Report {
         loss,
         loss_is: loss.map_or("none", kind),
-        cross_entropy: part(e.cross_entropy()),
-        z_loss: part(e.z_loss()),
-        nll: args.has_nll_of_its_own().then(|| e.mean()),
+        cross_entropy: part("cross_entropy", e.cross_entropy()),
+        z_loss: part("z_loss", e.z_loss()),
+        nll: args.has_nll_of_its_own().then(|| Field::number("nll", e.mean())),
         reduction: args.reduction.to_string(),
-        perplexity: e.perplexity(),
-        perplexity_stderr: e.perplexity_stderr(),
-        stderr: e.stderr(),
-        bits_per_token: e.bits_per_token(),
-        accuracy: e.accuracy(),
+        perplexity: Field::number("perplexity", e.perplexity()),
+        perplexity_stderr: Field::number("perplexity_stderr", e.perplexity_stderr()),
+        stderr: Field::number("stderr", e.stderr()),
+        bits_per_token: Field::number("bits_per_token", e.bits_per_token()),
+        accuracy: e.accuracy().map(|accuracy| Field::number("accuracy", accuracy)),
         count: e.count(),
         ignored: e.ignored(),
+        nan_rows: scores.nan.count,
+        first_nan_row: scores.nan.first,
         vocab,
         backend: scores.backend.name(),
         threads: scores.threads,
-        seconds: scores.seconds,
-        gb_per_s: scores.gb_per_s,
+        seconds: Field::number("seconds", scores.seconds),
+        gb_per_s: Field::number("gb_per_s", scores.gb_per_s),
         rows,
     };
     serde_json::to_writer(&mut *out, &report)?;
     writeln!(out)
 }
 
-fn table<R: Number>(out: &mut impl Write, rows: &Rows<'_, R>) -> io::Result<()> {
-    let w = R::WIDTH;
+fn table<T: Logit>(out: &mut impl Write, rows: &Rows<'_, T>) -> io::Result<()> {
+    let w = T::Real::WIDTH;
     write!(out, "{:>8} {:>8} {:>w$}", "row", "target", "loss")?;
     if rows.scores.z_losses.is_some() {
         write!(out, " {:>w$}", "z-loss")?;
@@ -178,17 +186,17 @@ fn table<R: Number>(out: &mut impl Write, rows: &Rows<'_, R>) -> io::Result<()> 
         };
         // `Debug` of a float is the shortest form too, with an exponent where `Display` would
         // print dozens of zeros.
-        write!(out, "{i:>8} {class:>8} {loss:>w$?}")?;
+        write!(out, "{i:>8} {class:>8} {:>w$?}", loss.value)?;
         if let Some(z_loss) = z_loss {
-            write!(out, " {z_loss:>w$?}")?;
+            write!(out, " {:>w$?}", z_loss.value)?;
         }
-        writeln!(out, " {logprob:>w$?} {lse:>w$?} {argmax:>8} {correct}")?;
+        writeln!(out, " {:>w$?} {:>w$?} {argmax:>8} {correct}", logprob.value, lse.value)?;
     }
     Ok(())
 }
 
 /// Six decimals, or six digits after the first where decimals would show nothing.
-fn number(x: f64) -> String {
+pub(crate) fn number(x: f64) -> String {
     if x != 0.0 && x.is_finite() && !(1e-3..1e12).contains(&x.abs()) {
         format!("{x:.6e}")
     } else {

@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use crate::args::{Reduction, Score};
-use crate::input::{Input, Layout};
+use crate::input::{Answers, Input, Layout};
+use crate::nan::NanRows;
 use crate::number::Logit;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal};
@@ -13,7 +14,8 @@ use xent::{Backend, CrossEntropy, Evaluation, Gradient, LogitsMut, RowOutputs};
 /// Bytes of logits below which even a disk is done before anyone wonders.
 const LONG: usize = 1 << 30;
 
-/// Bytes of logits from one step of the progress bar to the next.
+/// Bytes of logits from one step of the progress bar to the next, or of target probabilities that
+/// are widened at once.
 const GROUP: usize = 64 << 20;
 
 /// Everything that there is to report.
@@ -22,6 +24,8 @@ pub(crate) struct Scores<R> {
     pub(crate) evaluation: Evaluation,
     /// If rows were asked for.
     pub(crate) rows: Option<RowScores<R>>,
+    /// Of the losses.
+    pub(crate) nan: NanRows,
     pub(crate) backend: Backend,
     pub(crate) threads: usize,
     pub(crate) seconds: f64,
@@ -52,7 +56,7 @@ impl<R: Default + Clone> RowScores<R> {
         }
     }
 
-    fn outputs(&mut self, rows: Range<usize>) -> RowOutputs<'_, R> {
+    fn slices(&mut self, rows: Range<usize>) -> RowOutputs<'_, R> {
         let outputs = RowOutputs::new()
             .losses(&mut self.losses[rows.clone()])
             .logprobs(&mut self.logprobs[rows.clone()])
@@ -61,6 +65,29 @@ impl<R: Default + Clone> RowScores<R> {
         match &mut self.z_losses {
             Some(z_losses) => outputs.z_losses(&mut z_losses[rows]),
             None => outputs,
+        }
+    }
+}
+
+/// What is kept of each row.
+enum Outputs<R> {
+    All(RowScores<R>),
+    /// To see which are NaN.
+    Losses(Vec<R>),
+}
+
+impl<R: Default + Clone> Outputs<R> {
+    fn slices(&mut self, rows: Range<usize>) -> RowOutputs<'_, R> {
+        match self {
+            Outputs::All(all) => all.slices(rows),
+            Outputs::Losses(losses) => RowOutputs::new().count_correct().losses(&mut losses[rows]),
+        }
+    }
+
+    fn losses(&self) -> &[R] {
+        match self {
+            Outputs::All(all) => &all.losses,
+            Outputs::Losses(losses) => losses,
         }
     }
 }
@@ -81,10 +108,18 @@ pub(crate) fn run<T: Logit>(
     let ce = input.cross_entropy(args).reduction(reduction).backend(backend);
     // Without classes there is no memory that bounds the number of rows, so no memory is asked for.
     let Layout { rows: all, vocab, .. } = input.layout;
-    if vocab == 0 && all > 0 && args.loss.target_probs.is_some() {
+    if vocab == 0 && all > 0 && matches!(input.answers, Answers::Probs(_)) {
         return Err(xent::Error::NoClasses { rows: all });
     }
-    let mut rows = args.wants_rows().then(|| RowScores::new(all, args.loss.z_loss.is_some()));
+    // The library is not told of probabilities where a mask leaves out all rows.
+    let class = input.ignored.iter().find(|&&ignored| ignored >= 0);
+    if let (Answers::Probs(_), Some(&ignore_index)) = (&input.answers, class) {
+        return Err(xent::Error::IgnoreIndexWithProbs { ignore_index });
+    }
+    let mut rows = match args.wants_rows() {
+        true => Outputs::All(RowScores::new(all, args.loss.z_loss.is_some())),
+        false => Outputs::Losses(vec![Default::default(); all]),
+    };
     // In this order, as the classes of no rows may be more than can be counted in bytes.
     let logits_bytes = all * vocab * size_of::<T>();
     let watched = logits_bytes >= LONG && io::stderr().is_terminal();
@@ -97,19 +132,26 @@ pub(crate) fn run<T: Logit>(
         (true, false) => (progress(logits_bytes), GROUP / (vocab * size_of::<T>()).max(1)),
     };
 
+    let group = group.clamp(1, input.most_rows(GROUP));
     let begin = Instant::now();
     let evaluation = match gradient {
-        Some(gradient) => differentiate(&ce, input, rows.as_mut(), gradient),
-        None => evaluate(&ce, input, rows.as_mut(), group.max(1), &bar),
+        Some(gradient) => differentiate(&ce, input, reduction, &mut rows, group, gradient),
+        None => evaluate(&ce, input, &mut rows, group, &bar),
     };
     let seconds = begin.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let evaluation = evaluation?;
 
     let bytes = evaluation.count() as f64 * vocab as f64 * size_of::<T>() as f64;
+    let nan = NanRows::of(rows.losses());
+    let rows = match rows {
+        Outputs::All(rows) => Some(rows),
+        Outputs::Losses(_) => None,
+    };
     Ok(Scores {
         evaluation,
         rows,
+        nan,
         backend,
         threads: rayon::current_num_threads(),
         seconds,
@@ -117,58 +159,72 @@ pub(crate) fn run<T: Logit>(
     })
 }
 
-fn outputs<R: Default + Clone>(
-    rows: Option<&mut RowScores<R>>,
-    range: Range<usize>,
-) -> RowOutputs<'_, R> {
-    match rows {
-        None => RowOutputs::new().count_correct(),
-        Some(rows) => rows.outputs(range),
-    }
-}
-
-/// Evaluates all rows and writes their gradient.
+/// Evaluates all rows and writes their gradient, in one call if `group` and the mask let it.
 fn differentiate<T: Logit>(
     ce: &CrossEntropy,
     input: &Input<'_, T>,
-    rows: Option<&mut RowScores<T::Real>>,
+    reduction: xent::Reduction,
+    rows: &mut Outputs<T::Real>,
+    group: usize,
     gradient: &mut [T],
 ) -> Result<Evaluation, xent::Error> {
     let Layout { rows: count, stored, vocab, .. } = input.layout;
-    let all = 0..count;
-    let logits = input.logits(all.clone())?;
-    let gradient = LogitsMut::with_stride(gradient, count, vocab, stored)?;
-    let gradient = Gradient::new(gradient).upstream(input.upstream.upstream());
-    let targets = input.targets.targets(all.clone());
-    ce.forward_backward(logits, targets, gradient, outputs(rows, all))
+    let mut buffer = Vec::new();
+    let mut differentiate = |ce: &CrossEntropy, range: Range<usize>, divisor: f64| {
+        let part = input.part(range.clone());
+        let logits = input.logits(range.clone())?;
+        let gradient = &mut gradient[range.start * stored..range.end * stored];
+        let gradient = LogitsMut::with_stride(gradient, range.len(), vocab, stored)?;
+        let upstream = input.upstream.upstream(range.clone(), divisor, &mut buffer);
+        let gradient = Gradient::new(gradient).upstream(upstream);
+        part.weigh(ce).forward_backward(logits, part.targets(), gradient, rows.slices(range))
+    };
+    if input.part_end(0, group) == count {
+        return differentiate(ce, 0..count, 1.0);
+    }
+    // Only rows with target probabilities are in parts, each of which weighs 1 times its token
+    // weight. A part does not know how much the others weigh: it has the gradient of a sum, of a
+    // derivative that was divided before.
+    let divisor = match reduction {
+        xent::Reduction::MeanOver(count) => count,
+        xent::Reduction::Mean => input.weight_of_rows(),
+        _ => 1.0,
+    };
+    let of_sum = ce.clone().reduction(xent::Reduction::Sum);
+    let mut all = differentiate(ce, 0..0, 1.0)?;
+    let mut done = 0;
+    while done < count {
+        let end = input.part_end(done, group);
+        all = all.merge(&differentiate(&of_sum, done..end, divisor)?);
+        done = end;
+    }
+    Ok(all)
 }
 
-/// Evaluates about `group` rows at a time.
+/// Evaluates at most `group` rows at a time.
 fn evaluate<T: Logit>(
     ce: &CrossEntropy,
     input: &Input<'_, T>,
-    mut rows: Option<&mut RowScores<T::Real>>,
+    rows: &mut Outputs<T::Real>,
     group: usize,
     bar: &ProgressBar,
 ) -> Result<Evaluation, xent::Error> {
     let mut evaluate = |range: Range<usize>| {
+        let part = input.part(range.clone());
         let logits = input.logits(range.clone())?;
-        let outputs = outputs(rows.as_deref_mut(), range.clone());
-        let targets = input.targets.targets(range.clone());
-        let evaluation = ce.evaluate(logits, targets, outputs);
+        let outputs = rows.slices(range.clone());
+        let evaluation = part.weigh(ce).evaluate(logits, part.targets(), outputs);
         bar.inc((range.len() * input.layout.vocab * size_of::<T>()) as u64);
-        evaluation.map_err(|error| match error {
-            xent::Error::TargetOutOfRange { row, target, vocab } => {
-                xent::Error::TargetOutOfRange { row: range.start + row, target, vocab }
-            }
-            error => error,
-        })
+        evaluation
     };
     let count = input.layout.rows;
-    let mut done = input.targets.group_end(0, group, count);
-    let mut all = evaluate(0..done)?;
+    if input.part_end(0, group) == count {
+        return evaluate(0..count);
+    }
+    let mut all = evaluate(0..0)?;
+    let mut done = 0;
     while done < count {
-        let end = input.targets.group_end(done, group, count);
+        let end = input.part_end(done, group);
         all = all.merge(&evaluate(done..end)?);
         done = end;
     }
@@ -195,31 +251,77 @@ fn spinner(bytes: usize) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::{Answers, Derivative, Ids, Shift};
+    use crate::input::{Answers, Derivative};
+    use crate::number::{Integers, Reals};
+    use crate::tokens::{Kept, Mask, PerToken, Steps};
 
     const ROWS: usize = 24;
     const VOCAB: usize = 19;
 
-    type Scored = Result<(Evaluation, RowScores<f32>), xent::Error>;
+    type Scored = (Evaluation, RowScores<f32>);
 
-    fn input(targets: Answers<'_, f32>) -> Input<'_, f32> {
+    fn input<'a>(answers: Answers<'a>, mask: Option<&'a [u8]>) -> Input<'a, f32> {
         let logits = (0..ROWS * VOCAB).map(|i| (i * i % 101) as f32 * 0.1).collect();
-        let upstream = Derivative::OfAll(1.0);
         let shape = vec![ROWS, VOCAB];
         let layout = Layout { shape, rows: ROWS, sequence: ROWS, stored: VOCAB, vocab: VOCAB };
-        Input { logits, layout, targets, weight: None, upstream }
+        let steps = Steps { by: 0, sequence: ROWS, documents: None };
+        let mask = mask.map(|mask| per_token(Mask::Bools(mask)));
+        Input {
+            logits,
+            layout,
+            answers,
+            kept: Kept { steps, mask, weights: None },
+            ignored: vec![-100],
+            token_weights: None,
+            weight: None,
+            upstream: Derivative::OfAll(0.75),
+        }
     }
 
-    fn ids(ids: &[i64], shift: Option<Shift>) -> Input<'_, f32> {
-        input(Answers::Ids { ids: Ids::I64(ids.into()), shift })
+    fn per_token<V>(values: V) -> PerToken<V> {
+        PerToken { values, shape: vec![ROWS], is_cut: false }
+    }
+
+    fn ids(ids: &[i64]) -> Answers<'_> {
+        Answers::Ids(per_token(Integers::I64(ids.into())))
+    }
+
+    fn probs() -> Answers<'static> {
+        Answers::Probs(Reals::F32((0..ROWS * VOCAB).map(|i| (i % 7) as f32 * 0.05).collect()))
+    }
+
+    fn outputs() -> Outputs<f32> {
+        Outputs::All(RowScores::new(ROWS, true))
+    }
+
+    fn rows(outputs: Outputs<f32>) -> RowScores<f32> {
+        let Outputs::All(rows) = outputs else { panic!("these are all") };
+        rows
     }
 
     fn evaluate(ce: &CrossEntropy, input: &Input<'_, f32>, group: usize) -> Scored {
-        let mut rows = RowScores::new(ROWS, true);
+        let mut outputs = outputs();
         let bar = ProgressBar::hidden();
-        let all = super::evaluate(ce, input, Some(&mut rows), group, &bar)?;
+        let all = super::evaluate(ce, input, &mut outputs, group, &bar).unwrap();
         assert_eq!(bar.position() as usize, ROWS * VOCAB * size_of::<f32>());
-        Ok((all, rows))
+        (all, rows(outputs))
+    }
+
+    #[track_caller]
+    fn same(all: &Evaluation, whole: &Evaluation) {
+        assert_eq!(all.count(), whole.count());
+        assert_eq!(all.ignored(), whole.ignored());
+        assert_eq!(all.correct(), whole.correct());
+        for number in [
+            Evaluation::loss,
+            Evaluation::cross_entropy,
+            Evaluation::z_loss,
+            Evaluation::mean,
+            Evaluation::stderr,
+        ] {
+            let (a, b) = (number(all), number(whole));
+            assert!((a - b).abs() <= 1e-14 * b.abs(), "{all:?} {whole:?}");
+        }
     }
 
     #[test]
@@ -228,87 +330,72 @@ mod tests {
             (0..ROWS as i64).map(|i| if i < 5 { -100 } else { i % 19 }).collect();
         // Some of both signs, so that groups differ in what their means are divided by.
         let weights: Vec<f32> = (0..VOCAB).map(|i| (i % 5) as f32 - 0.75).collect();
-        let probs = (0..ROWS * VOCAB).map(|i| (i % 7) as f32 * 0.05).collect();
-        let (ids, probs) = (ids(&targets, None), input(Answers::Probs { probs, vocab: VOCAB }));
+        let (ids, probs) = (input(ids(&targets), None), input(probs(), None));
         let plain = CrossEntropy::new();
         let options = plain.clone().class_weights(&weights).label_smoothing(0.1).z_loss(0.01);
         for (input, ce, kept) in
             [(&ids, &plain, 19), (&ids, &options, 19), (&probs, &plain, 24), (&probs, &options, 24)]
         {
-            let (whole, rows) = evaluate(ce, input, ROWS).unwrap();
+            let (whole, rows) = evaluate(ce, input, ROWS);
             assert_eq!((whole.count(), whole.ignored()), (kept, ROWS as u64 - kept));
             for group in 1..=ROWS + 1 {
-                let (all, grouped) = evaluate(ce, input, group).unwrap();
+                let (all, grouped) = evaluate(ce, input, group);
                 assert_eq!(grouped, rows, "groups of {group}");
-                assert_eq!(all.count(), whole.count());
-                assert_eq!(all.ignored(), whole.ignored());
-                assert_eq!(all.correct(), whole.correct());
-                for number in [
-                    Evaluation::loss,
-                    Evaluation::cross_entropy,
-                    Evaluation::z_loss,
-                    Evaluation::mean,
-                    Evaluation::stderr,
-                ] {
-                    let (a, b) = (number(&all), number(&whole));
-                    let close = (a - b).abs() <= 1e-14 * b.abs();
-                    assert!(close, "groups of {group}: {all:?} {whole:?}");
+                same(&all, &whole);
+            }
+        }
+    }
+
+    /// Of probabilities a mask makes parts; the rows that are left are those of a file without the
+    /// others.
+    #[test]
+    fn probabilities_of_masked_rows_do_not_count() {
+        let mask: Vec<u8> = (0..ROWS).map(|i| u8::from(i % 5 > 1 && i != 12)).collect();
+        let masked = input(probs(), Some(&mask));
+        let whole = input(probs(), None);
+        let weights: Vec<f64> = (0..ROWS).map(|i| 0.5 + (i % 3) as f64).collect();
+        let of_mask: Vec<f64> = weights.iter().zip(&mask).map(|(w, &m)| w * f64::from(m)).collect();
+        let kept = mask.iter().filter(|&&m| m == 1).count() as u64;
+        for reduction in
+            [xent::Reduction::Mean, xent::Reduction::Sum, xent::Reduction::MeanOver(7.0)]
+        {
+            for group in [1, 4, ROWS] {
+                let ce = CrossEntropy::new().reduction(reduction).z_loss(0.01).label_smoothing(0.1);
+                let (all, rows_of_mask) = evaluate(&ce, &masked, group);
+                assert_eq!((all.count(), all.ignored()), (kept, ROWS as u64 - kept));
+                let (_, rows_of_all) = evaluate(&ce, &whole, ROWS);
+                for (row, &m) in mask.iter().enumerate() {
+                    let loss = if m == 1 { rows_of_all.losses[row] } else { 0.0 };
+                    assert_eq!(rows_of_mask.losses[row], loss, "row {row}");
+                    assert_eq!(rows_of_mask.argmax[row] == -1, m == 0, "row {row}");
+                }
+
+                let differentiate = |input: &Input<'_, f32>, group: usize| {
+                    let (mut outputs, mut grad) = (outputs(), vec![f32::NAN; ROWS * VOCAB]);
+                    let all =
+                        super::differentiate(&ce, input, reduction, &mut outputs, group, &mut grad);
+                    (all.unwrap(), rows(outputs), grad)
+                };
+                let weighted = |answers, mask, weights: &[f64]| {
+                    let weights = per_token(Reals::F64(weights.to_vec().into()));
+                    Input { token_weights: Some(weights), ..input(answers, mask) }
+                };
+                // Rows of weight 0 have no part in a loss and its gradient either.
+                let (a, rows_a, grad_a) =
+                    differentiate(&weighted(probs(), Some(&mask), &weights), group);
+                let (b, _, grad_b) = differentiate(&weighted(probs(), None, &of_mask), ROWS);
+                assert_eq!((a.count(), a.ignored()), (kept, ROWS as u64 - kept));
+                assert!((a.loss() - b.loss()).abs() <= 1e-14 * b.loss(), "{a:?} {b:?}");
+                assert_eq!(rows_a, evaluate_rows(&ce, &weighted(probs(), Some(&mask), &weights)));
+                for (a, b) in grad_a.iter().zip(&grad_b) {
+                    assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} {b}");
                 }
             }
         }
     }
 
-    const SHIFTS: [(usize, usize); 9] =
-        [(24, 1), (24, 4), (24, 23), (12, 1), (12, 5), (8, 1), (8, 7), (3, 2), (2, 1)];
-
-    fn shift(sequence: usize, by: usize) -> Option<Shift> {
-        Some(Shift { by, sequence, ignore_index: -100 })
-    }
-
-    #[test]
-    fn groups_do_not_matter_to_a_shift() {
-        let tokens: Vec<i64> = (0..ROWS as i64).map(|i| i * i % 19).collect();
-        let ce = CrossEntropy::new().z_loss(0.01);
-        for (sequence, by) in SHIFTS {
-            let target = |row: usize| match row % sequence + by < sequence {
-                true => tokens[row + by],
-                false => -100,
-            };
-            let by_hand: Vec<i64> = (0..ROWS).map(target).collect();
-            let (whole, rows) = evaluate(&ce, &ids(&by_hand, None), ROWS).unwrap();
-            let shifted = ids(&tokens, shift(sequence, by));
-            for (row, &target) in by_hand.iter().enumerate() {
-                assert_eq!(shifted.targets.class(row), target);
-            }
-            for group in 1..=ROWS + 1 {
-                let (all, grouped) = evaluate(&ce, &shifted, group).unwrap();
-                let case = format!("{by} in {sequence}, groups of {group}");
-                assert_eq!(grouped, rows, "{case}");
-                assert_eq!(all.count(), whole.count(), "{case}");
-                assert_eq!(all.ignored(), whole.ignored(), "{case}");
-                assert!((all.loss() - whole.loss()).abs() <= 1e-14 * whole.loss(), "{case}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_shift_stretches_groups_only_as_far_as_it_must() {
-        for (sequence, by) in SHIFTS {
-            let tokens = [0; ROWS];
-            let targets = ids(&tokens, shift(sequence, by)).targets;
-            for group in 1..=ROWS + 1 {
-                let mut start = 0;
-                while start < ROWS {
-                    let end = targets.group_end(start, group, ROWS);
-                    let case = format!("{by} in {sequence}: {start}..{end} for {group}");
-                    assert!(start < end && end <= ROWS, "{case}");
-                    assert!(end - start <= group + by, "{case}");
-                    let whole = start.is_multiple_of(sequence) && end.is_multiple_of(sequence);
-                    assert!(whole || start / sequence == (end - 1) / sequence, "{case}");
-                    start = end;
-                }
-            }
-        }
+    fn evaluate_rows(ce: &CrossEntropy, input: &Input<'_, f32>) -> RowScores<f32> {
+        evaluate(ce, input, ROWS).1
     }
 
     #[test]
@@ -316,20 +403,8 @@ mod tests {
         let mut targets = [0; ROWS];
         targets[17] = 19;
         let error = xent::Error::TargetOutOfRange { row: 17, target: 19, vocab: VOCAB };
-        for group in [1, 4, 17, 18, ROWS] {
-            let got = evaluate(&CrossEntropy::new(), &ids(&targets, None), group).unwrap_err();
-            assert_eq!(got, error, "groups of {group}");
-        }
-        for (sequence, by, row) in [(24, 1, 16), (24, 4, 13), (8, 1, 16), (12, 5, 12), (6, 5, 12)] {
-            let error = xent::Error::TargetOutOfRange { row, target: 19, vocab: VOCAB };
-            for group in 1..=ROWS {
-                let input = ids(&targets, shift(sequence, by));
-                let got = evaluate(&CrossEntropy::new(), &input, group).unwrap_err();
-                assert_eq!(got, error, "{by} in {sequence}, groups of {group}");
-            }
-        }
-        // The first tokens of a sequence are nobody's targets.
-        let input = ids(&targets, shift(8, 2));
-        assert!(evaluate(&CrossEntropy::new(), &input, 5).is_ok());
+        assert_eq!(input(ids(&targets), None).check_targets(), Err(error));
+        let mask: Vec<u8> = (0..ROWS).map(|i| u8::from(i != 17)).collect();
+        assert_eq!(input(ids(&targets), Some(&mask)).check_targets(), Ok(()));
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Dtype, Files, bytes, failure, noise, text, xent};
+use common::{Dtype, Files, bytes, failure, noise, nulls_are_named, text, xent};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -27,7 +27,9 @@ fn json(base: &Path, other: &Path, args: &[&str]) -> Value {
     let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
     let stdout = printed(base, other, &args);
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
-    serde_json::from_str(&stdout).unwrap()
+    let report = serde_json::from_str(&stdout).unwrap();
+    nulls_are_named(&report, &stdout);
+    report
 }
 
 /// Two models that are much alike, and targets.
@@ -255,4 +257,82 @@ fn what_is_wrong_is_said_in_one_line() {
     assert!(failure(&output, 2).contains("OTHER.safetensors"));
     let help = xent().args(["compare", "--help"]).output().unwrap();
     assert!(help.status.success() && text(&help.stdout).contains("llama-perplexity"));
+}
+
+/// That a file is compared with another with something said on standard error.
+fn report_and_stderr(base: &Path, other: &Path, args: &[&str]) -> (Value, String) {
+    let output = compare(base, other, &[args, &["--json"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report = serde_json::from_slice(&output.stdout).unwrap();
+    nulls_are_named(&report, text(&output.stdout));
+    (report, text(&output.stderr).to_owned())
+}
+
+#[test]
+fn rows_that_are_nan_are_counted_and_the_first_is_named() {
+    const INF: f32 = f32::INFINITY;
+    let dir = Files::new();
+    let good = [0f32, 1.0, 2.0, 0.0, 1.0, 1.0, 3.0, 0.0];
+    let write = |name: &str, x: &[f32]| {
+        let ids = ("targets", Dtype::U8, vec![4], vec![255, 1, 1, 1]);
+        dir.tensors(name, &[("logits", Dtype::F32, vec![4, 2], bytes(x)), ids])
+    };
+    let base = write("base", &good);
+    let args = ["--ignore-index=255"];
+    for (bad, why) in [
+        ([f32::NAN, 1.0], "a logit is NaN"),
+        ([0.0, INF], "a logit is +inf"),
+        ([-INF, -INF], "all logits are -inf"),
+    ] {
+        let mut x = good;
+        // The first row is left out.
+        (x[0], x[2], x[3], x[6], x[7]) = (f32::NAN, bad[0], bad[1], bad[0], bad[1]);
+        let bad = write("bad", &x);
+        for (p, q, model) in [(&base, &bad, "the other"), (&bad, &base, "the base")] {
+            let (report, stderr) = report_and_stderr(p, q, &args);
+            assert_eq!(
+                stderr,
+                format!(
+                    "xent: {}: the divergence of 2 rows is NaN, first in row 1: {why} in {model}\n",
+                    p.display()
+                )
+            );
+            assert_eq!((&report["nan_rows"], &report["first_nan_row"]), (&2.into(), &1.into()));
+            assert_eq!(report["kl"]["mean_is"], "nan");
+            assert_eq!(report["kl"]["percentiles"]["0.5_is"], "nan");
+            assert_eq!(report["targets"]["correlation_is"], "nan");
+        }
+    }
+    // No probability where the base has one is no NaN.
+    let masked = write("masked", &[0.0, 1.0, 2.0, -INF, 1.0, 1.0, 3.0, 0.0]);
+    let (report, stderr) = report_and_stderr(&base, &masked, &args);
+    assert_eq!((stderr.as_str(), &report["nan_rows"]), ("", &0.into()));
+    assert_eq!(
+        (&report["kl"]["mean_is"], &report["kl"]["stderr_is"]),
+        (&"inf".into(), &"nan".into())
+    );
+    assert_eq!(report["kl"]["percentiles"]["1_is"], "inf");
+    assert_eq!(report["kl"]["percentiles"].get("0_is"), None);
+    assert_eq!(report["targets"]["perplexity"]["value_is"], "inf");
+    assert_eq!(report.get("first_nan_row"), None);
+    // Nor is a standard error of one row.
+    let one = dir.tensors("one", &[("logits", Dtype::F32, vec![1, 2], bytes(&good[..2]))]);
+    let (report, stderr) = report_and_stderr(&one, &one, &[]);
+    assert_eq!((stderr.as_str(), &report["kl"]["stderr_is"]), ("", &"nan".into()));
+}
+
+#[test]
+fn numbers_have_an_exponent_where_there_would_be_dozens_of_digits() {
+    let dir = Files::new();
+    let sure = |x: f32| {
+        let ids = ("targets", Dtype::I64, vec![2], bytes(&[0i64, 0]));
+        dir.tensors(
+            &x.to_string(),
+            &[("logits", Dtype::F32, vec![2, 2], bytes(&[0.0, x, 0.0, x])), ids],
+        )
+    };
+    let stdout = printed(&sure(600.0), &sure(0.0), &["--beta=1e-38"]);
+    assert!(stdout.contains("Mean PPL(base)                : 3.773020e260"), "{stdout}");
+    assert!(stdout.contains("Mean JSD, beta 1e-38: "), "{stdout}");
+    assert!(stdout.lines().all(|line| line.len() < 80), "{stdout}");
 }

@@ -6,6 +6,8 @@ use common::{Dtype, Files, Tensor, bytes, failure, score, xent};
 use std::path::Path;
 use xent::Backend;
 
+const INTEGERS: &str = "I64, I32, I16, I8, U64, U32, U16 or U8";
+
 fn bad_file(file: &Path, args: &[&str]) -> String {
     let message = failure(&score(file, args), 1);
     let name = file.display().to_string();
@@ -139,21 +141,25 @@ fn wrong_types_and_shapes() {
         assert_eq!(message, format!(": tensor `logits` is {found}, expected {expected}"));
     }
     for (dtype, shape, found) in [
-        (Dtype::U8, vec![2], "U8 [2]"),
+        (Dtype::BOOL, vec![2], "BOOL [2]"),
         (Dtype::F32, vec![2], "F32 [2]"),
-        (Dtype::U64, vec![2], "U64 [2]"),
+        (Dtype::C64, vec![2], "C64 [2]"),
+        (Dtype::U8, vec![4], "U8 [4]"),
         (Dtype::I64, vec![3], "I64 [3]"),
         (Dtype::I64, vec![], "I64 []"),
-        (Dtype::I64, vec![2, 1], "I64 [2, 1]"),
+        (Dtype::I64, vec![1], "I64 [1]"),
+        (Dtype::I64, vec![2, 2], "I64 [2, 2]"),
+        (Dtype::I64, vec![2, 0], "I64 [2, 0]"),
     ] {
         let message = bad_file(&file((Dtype::F32, vec![2, 3]), (dtype, shape)), &[]);
-        let expected = "I64, I32 or U32 [2] to go with `logits` F32 [2, 3]";
+        let expected = format!("{INTEGERS} [2] to go with `logits` F32 [2, 3]");
         assert_eq!(message, format!(": tensor `targets` is {found}, expected {expected}"));
     }
-    for shape in [&[6][..], &[2], &[3], &[3, 2], &[2, 3, 1], &[1, 6], &[2, 3, 4], &[]] {
+    for shape in [&[6][..], &[2], &[3], &[3, 2], &[2, 3, 2], &[1, 6], &[2, 3, 4], &[]] {
         let logits = (Dtype::BF16, vec![2, 3, 4]);
         let message = bad_file(&file(logits, (Dtype::I32, shape.to_vec())), &["--vocab=4"]);
-        let expected = "I64, I32 or U32 [2, 3] to go with `logits` BF16 [2, 3, 4] and --vocab 4";
+        let expected =
+            format!("{INTEGERS} [2, 3] to go with `logits` BF16 [2, 3, 4] and --vocab 4");
         assert_eq!(message, format!(": tensor `targets` is I32 {shape:?}, expected {expected}"));
     }
 }
@@ -186,9 +192,10 @@ fn tensors_of_options() {
     let out = files.path("grad");
     let grad = ["--grad", out.to_str().unwrap()];
     for (flag, what, fits, dtype, shape) in [
-        ("--weight", "class weights", "F32 [3]", Dtype::F32, &[3][..]),
-        ("--target-probs", "target probabilities", "F32 [2, 3]", Dtype::F32, &[2, 3]),
-        ("--upstream", "upstream gradient", "F32 or F64 [2] or []", Dtype::F64, &[2]),
+        ("--weight", "class weights", "F32, BF16 or F16 [3]", Dtype::F32, &[3][..]),
+        ("--target-probs", "target probabilities", "F32, BF16 or F16 [2, 3]", Dtype::F32, &[2, 3]),
+        ("--upstream", "upstream gradient", "F32, F64, BF16 or F16 [2] or []", Dtype::F64, &[2]),
+        ("--token-weights", "token weights", "F32, F64, BF16 or F16 [2]", Dtype::BF16, &[2]),
     ] {
         assert_eq!(
             bad_file(&with(dtype, shape), &[&[flag, "y"], &grad[..]].concat()),
@@ -199,7 +206,7 @@ fn tensors_of_options() {
         );
         let expected = format!("expected {fits} to go with `logits` F32 [2, 3]");
         for (dtype, shape) in [
-            (Dtype::F16, shape),
+            (Dtype::F8_E4M3, shape),
             (Dtype::I64, shape),
             (Dtype::F32, &[4][..]),
             (Dtype::F32, &[6]),
@@ -212,12 +219,12 @@ fn tensors_of_options() {
             assert_eq!(message, format!(": tensor `x` is {dtype} {shape:?}, {expected}"));
         }
     }
-    // Weights and probabilities have the type of the logits.
+    // Not all numbers of F64 are numbers of the F32 that is computed in.
     let message = bad_file(&with(Dtype::F64, &[3]), &["--weight", "x"]);
-    let expected = "expected F32 [3] to go with `logits` F32 [2, 3]";
+    let expected = "expected F32, BF16 or F16 [3] to go with `logits` F32 [2, 3]";
     assert_eq!(message, format!(": tensor `x` is F64 [3], {expected}"));
     let message = bad_file(&with(Dtype::F64, &[2, 3]), &["--target-probs", "x"]);
-    let expected = "expected F32 [2, 3] to go with `logits` F32 [2, 3]";
+    let expected = "expected F32, BF16 or F16 [2, 3] to go with `logits` F32 [2, 3]";
     assert_eq!(message, format!(": tensor `x` is F64 [2, 3], {expected}"));
     // Nobody means the logits.
     let message = bad_file(&with(Dtype::F32, &[3]), &["--target-probs", "y"]);
@@ -236,9 +243,15 @@ fn tensors_of_sequences_and_of_padded_rows() {
         files.tensors("options", &[logits, targets, zeros(name, Dtype::F32, shape)])
     };
     for (flag, fits, good, bad) in [
-        ("--weight", "F32 [5]", &[5][..], [&[8][..], &[2, 3], &[1, 5]]),
-        ("--target-probs", "F32 [2, 3, 5]", &[2, 3, 5], [&[2, 3, 8], &[6, 5], &[2, 3]]),
-        ("--upstream", "F32 or F64 [2, 3] or []", &[2, 3], [&[6], &[2], &[3, 2]]),
+        ("--weight", "F32, BF16 or F16 [5]", &[5][..], [&[8][..], &[2, 3], &[1, 5]]),
+        (
+            "--target-probs",
+            "F32, BF16 or F16 [2, 3, 5]",
+            &[2, 3, 5],
+            [&[2, 3, 8], &[6, 5], &[2, 3]],
+        ),
+        ("--upstream", "F32, F64, BF16 or F16 [2, 3] or []", &[2, 3], [&[6], &[2], &[3, 2]]),
+        ("--token-weights", "F32, F64, BF16 or F16 [2, 3]", &[2, 3], [&[6], &[], &[3, 2]]),
     ] {
         let args = |name| [&["--vocab=5", flag, name], &grad[..]].concat();
         for shape in bad {
@@ -343,19 +356,68 @@ fn gradients_that_cannot_be_written() {
     assert_eq!(files.names(), ["dump.safetensors", "grad"]);
 }
 
+/// How to make one.
+const HOW: &str =
+    "; `safetensors.numpy.save_file({\"logits\": x, \"targets\": t}, name)` writes one";
+
 #[test]
 fn files_that_cannot_be_mapped() {
     let files = Files::new();
     let message = bad_file(&files.path("absent"), &[]);
     assert!(message.starts_with(": No such file"), "{message}");
     let message = bad_file(files.path(".").as_path(), &[]);
-    assert_eq!(message, ": is a directory, expected a safetensors file");
+    assert_eq!(message, format!(": is a directory, not a safetensors file{HOW}"));
     let message = bad_file(&files.write("empty", &[]), &[]);
-    assert_eq!(message, ": is empty, expected a safetensors file");
+    assert_eq!(message, format!(": is empty, not a safetensors file{HOW}"));
     #[cfg(unix)]
     {
         let message = bad_file(Path::new("/dev/null"), &[]);
         assert!(message.starts_with(": is a pipe or a device"), "{message}");
+        assert!(message.ends_with(&format!(", not a safetensors file{HOW}")), "{message}");
+    }
+}
+
+#[test]
+fn files_of_other_formats() {
+    let files = Files::new();
+    let npy =
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }\n";
+    let pickle = b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x06logits\x94].";
+    let old_pickle = b"\x80\x02}q\x00X\x06\x00\x00\x00logitsq\x01]q\x02.";
+    // As `torch.save` wrote before it wrote archives: a number of its own comes first.
+    let old_pt = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.";
+    let lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    for (bytes, what) in [
+        (&npy[..], "a NumPy array (.npy)"),
+        (b"PK\x03\x04\x00\x00\x08\x08\x00\x00\x00\x00", "a zip archive (.npz, or .pt of PyTorch)"),
+        (pickle, "a pickle (.pkl, or .pt of PyTorch)"),
+        (old_pickle, "a pickle (.pkl, or .pt of PyTorch)"),
+        (old_pt, "a pickle (.pkl, or .pt of PyTorch)"),
+        (b"{\"logits\": [[1, 2], [3, 4]]}", "JSON"),
+        (b"{}", "JSON"),
+        (b" [[1.0, 2.0], [3.0, 4.0]]\n", "JSON"),
+        (b"GGUF\x03\x00\x00\x00\x00", "a GGUF file"),
+        (b"\x89HDF\r\n\x1a\n\x00", "an HDF5 file"),
+        (lfs, "a pointer of Git LFS, without the file it stands for"),
+    ] {
+        let file = files.write("other", bytes);
+        let expected = format!(": not a safetensors file but {what}{HOW}");
+        assert_eq!(bad_file(&file, &[]), expected);
+        for command in ["logprobs", "compare"] {
+            let mut xent = xent();
+            xent.arg(command).arg(&file);
+            if command == "compare" {
+                xent.arg(&file);
+            }
+            let message = failure(&xent.output().unwrap(), 1);
+            assert!(message.ends_with(&expected), "{message}");
+        }
+    }
+    // Text, noise, and a header whose length looks like a brace.
+    for bytes in [&b"1.0 2.0 3.0\n"[..], b"\x80\x7f", b"{\0\0\0\0\0\0\0{}", &[0xff; 99]] {
+        let message = bad_file(&files.write("other", bytes), &[]);
+        assert!(message.starts_with(": not a safetensors file: "), "{message}");
+        assert!(message.ends_with(HOW), "{message}");
     }
 }
 
@@ -363,7 +425,7 @@ fn files_that_cannot_be_mapped() {
 fn hostile_files() {
     let files = Files::new();
     let good = std::fs::read(files.dump(&[0.0; 6], 3, &[0, 1])).unwrap();
-    let not_valid = ": not a valid safetensors file: ";
+    let not_valid = ": not a safetensors file";
     // Every prefix of a good file, and one byte too many.
     for len in (1..good.len()).chain([good.len() + 1]) {
         let mut bytes = good.clone();
@@ -371,6 +433,7 @@ fn hostile_files() {
         bytes.truncate(len);
         let message = bad_file(&files.write("cut", &bytes), &[]);
         assert!(message.starts_with(not_valid), "{len} bytes: {message}");
+        assert!(!message.contains(" but "), "{len} bytes: {message}");
     }
     for length in [0, 1, good.len() as u64, 1 << 40, u64::MAX - 7, u64::MAX] {
         let mut bytes = good.clone();

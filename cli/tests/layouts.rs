@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{Dtype, Files, Grad, Tensor, bytes, json, noise, read_grad, results, score, text};
+use common::{
+    Dtype, Files, Grad, Tensor, bytes, json, json_and_stderr, noise, read_grad, results, score,
+    text,
+};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use xent::{bf16, f16};
@@ -134,7 +137,10 @@ fn padding_shows_as_soon_as_it_is_no_padding() {
     let padded = file(&files, Dtype::F32, SEQUENCES, PADDED, &ids());
     let vocab = format!("--vocab={}", VOCAB + 1);
     for args in [&[][..], &[vocab.as_str()]] {
-        assert_eq!(json(&padded, args)["loss_is"], "nan", "{args:?}");
+        let (report, stderr) = json_and_stderr(&padded, args);
+        assert_eq!((&report["loss_is"], &report["nan_rows"]), (&json!("nan"), &json!(11)));
+        let expected = "the loss of 11 rows is NaN, first in row 0: a logit is NaN\n";
+        assert!(stderr.ends_with(expected), "{args:?}: {stderr}");
     }
 }
 

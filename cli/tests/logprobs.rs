@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Dtype, Files, bytes, failure, noise, text, xent};
+use common::{Dtype, Files, bytes, failure, noise, nulls_are_named, text, xent};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::ffi::OsStr;
@@ -29,7 +29,12 @@ fn stdout(file: &Path, args: &[&str]) -> String {
 /// The objects that `--json` prints, one on each line.
 fn json_lines(file: &Path, args: &[&str]) -> Vec<Value> {
     let stdout = stdout(file, &[args, &["--json"]].concat());
-    stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let parse = |line: &str| {
+        let row = serde_json::from_str(line).unwrap();
+        nulls_are_named(&row, line);
+        row
+    };
+    stdout.lines().map(parse).collect()
 }
 
 /// From text: a `Value` holds an f64, and rounding to f32 is then a second time.
@@ -136,18 +141,28 @@ fn what_is_not_a_number_is_null() {
     let args = ["--top=1", "--entropy", "--varentropy", "--sample=0"];
     for (i, row) in json_lines(&file, &args).iter().enumerate() {
         assert_eq!(row["row"], i);
-        assert_eq!(row["logprob_is"], "nan");
-        for key in ["logprob", "entropy", "varentropy", "sampled", "sampled_logprob"] {
+        for key in ["logprob", "entropy", "varentropy", "sampled_logprob"] {
             assert_eq!(row.get(key), Some(&Value::Null), "{key} of {row}");
+            assert_eq!(row[format!("{key}_is")], "nan", "{key} of {row}");
         }
-        assert_eq!(row["top"], json!([{"id": 0, "logprob": null}]));
+        assert_eq!((row.get("sampled"), &row["sampled_is"]), (Some(&Value::Null), &json!("none")));
+        assert_eq!(row["top"], json!([{"id": 0, "logprob": null, "logprob_is": "nan"}]));
         assert_eq!(row["argmax"], 0);
     }
     let table = stdout(&file, &args);
     let of_first: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(of_first[..3], ["0", "1", "NaN"]);
     assert_eq!(of_first[4..], ["0", "NaN", "NaN", "-1", "NaN", "0:NaN"]);
-    assert!(table.contains("; mean logprob NaN; perplexity NaN; accuracy 66.67 %"), "{table}");
+    // A NaN is the argmax of its row, and no right answer.
+    assert!(
+        table.contains("; mean logprob NaN; perplexity NaN; accuracy 0.00 % (0 of 3)"),
+        "{table}"
+    );
+    assert!(table.ends_with("; NaN in 3 rows, first in row 0\n"), "{table}");
+    let one = files.dump(&[0.0, 0.0, -INF, -INF], 2, &[0, 0]);
+    assert!(stdout(&one, &[]).ends_with("(1 of 2); NaN in 1 row, first in row 1\n"));
+    let top = &json_lines(&files.dump(&[0.0, -INF], 2, &[0]), &["--top=2"])[0]["top"];
+    assert_eq!(top[1], json!({"id": 1, "logprob": null, "logprob_is": "-inf"}));
 
     let masked = files.dump(&[-INF, 0.0], 2, &[0]);
     let table = stdout(&masked, &[]);
@@ -379,7 +394,7 @@ fn no_rows() {
     assert_eq!(stdout(&file, &[]), header.to_owned() + summary);
     assert_eq!(stdout(&file, &["--json", "--top=3", "--sample=1"]), "");
     // Their options are checked all the same.
-    assert!(failure(&logprobs(&file, ["--top=4"]), 2).starts_with("--top 4: "));
+    assert!(failure(&logprobs(&file, ["--temperature=0"]), 2).starts_with("--temperature 0: "));
     let bare = files.tensors("bare", &[("logits", Dtype::F16, vec![0, 0], vec![])]);
     assert_eq!(stdout(&bare, &["--json"]), "");
     // Ignored rows need no classes.
@@ -395,10 +410,11 @@ fn files_at_fault() {
     let missing = ": no tensor `targets` for the targets; the file has `logits` F32 [2, 3]";
     assert_eq!(bad_file(&bare, &["--shift"]), missing);
     assert_eq!(bad_file(&bare, &["--targets", "targets"]), missing);
-    let wrong = files.tensors("wrong", &[logits(), ("targets", Dtype::U8, vec![2], vec![0; 2])]);
+    let wrong = files.tensors("wrong", &[logits(), ("targets", Dtype::BOOL, vec![2], vec![0; 2])]);
     assert_eq!(
         bad_file(&wrong, &[]),
-        ": tensor `targets` is U8 [2], expected I64, I32 or U32 [2] to go with `logits` F32 [2, 3]"
+        ": tensor `targets` is BOOL [2], expected I64, I32, I16, I8, U64, U32, U16 or U8 [2] to go with \
+         `logits` F32 [2, 3]"
     );
     assert!(
         bad_file(&bare, &["--vocab", "4"]).ends_with("expected 4 or more classes for --vocab 4")
@@ -445,12 +461,35 @@ fn targets_are_checked_before_anything_is_printed() {
 }
 
 #[test]
+fn more_of_the_top_than_there_is() {
+    let files = Files::new();
+    let file = files.dump(&LOGITS, 3, &[2, 1, -100, 2]);
+    let all = stdout(&file, &["--top=3"]);
+    let more = ["--top=4", "--top=129", "--top=18446744073709551615"];
+    for more in more {
+        assert_eq!(stdout(&file, &[more]), all);
+    }
+    assert_eq!(stdout(&file, &["--top=0"]), stdout(&file, &[]));
+    assert!(json_lines(&file, &["--top=0"])[0].get("top").is_none());
+    for more in more {
+        assert_eq!(stdout(&files.dump(&[], 3, &[]), &[more, "--json"]), "");
+    }
+
+    let wide = files.dump(&noise(2 * 130, 3), 130, &[0, 129]);
+    assert_eq!(json_lines(&wide, &["--top=128"])[1]["top"].as_array().unwrap().len(), 128);
+    for top in ["129", "130", "1000"] {
+        let message = failure(&logprobs(&wide, ["--top", top]), 2);
+        assert_eq!(message, format!("--top {top}: it must be at most 128"));
+    }
+    let most = files.dump(&noise(2 * 128, 3), 128, &[0, 127]);
+    assert_eq!(json_lines(&most, &["--top=500"])[1]["top"].as_array().unwrap().len(), 128);
+}
+
+#[test]
 fn command_lines() {
     for (args, message) in [
-        (&["--top", "129"][..], "--top 129: it must be at most 128, nor more than the vocabulary"),
-        (&["--top", "3"], "--top 3: it must be at most 128, nor more than the vocabulary"),
         (
-            &["--temperature", "0"],
+            &["--temperature", "0"][..],
             "--temperature 0: it must be a positive number of the range of f32",
         ),
         (
@@ -497,7 +536,9 @@ fn help() {
         "[default: targets, if there is one]",
         "`id:logprob`, at most 128",
         "--sample <SEED>",
-        "are null, and `logprob_is`",
+        "beside each such `x` there is `x_is`",
+        "--mask <NAME>",
+        "--offsets <NAME>",
         "XENT_BACKEND",
         "Examples:",
         "Exit status:",

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Dtype, Files, bytes, json, losses, noise, score, text};
+use common::{Dtype, Files, bytes, json, json_and_stderr, losses, noise, score, text};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use xent::{Backend, CrossEntropy, Logits, RowOutputs, bf16, f16, reference};
@@ -131,6 +131,7 @@ fn the_schema() {
         "accuracy",
         "count",
         "ignored",
+        "nan_rows",
         "vocab",
         "backend",
         "threads",
@@ -160,22 +161,45 @@ fn the_schema() {
 fn numbers_that_json_cannot_hold_are_null_and_named() {
     const INF: f32 = f32::INFINITY;
     let files = Files::new();
-    let report = json(&files.dump(&[f32::NAN, 0.0, 0.0, 0.0], 2, &[1, 0]), &[]);
+    let (report, _) = json_and_stderr(&files.dump(&[f32::NAN, 0.0, 0.0, 0.0], 2, &[1, 0]), &[]);
     assert_eq!((&report["loss"], &report["loss_is"]), (&Value::Null, &json!("nan")));
-    assert_eq!(report["perplexity"], Value::Null);
-    assert_eq!(report["stderr"], Value::Null);
+    for key in ["perplexity", "perplexity_stderr", "stderr", "bits_per_token"] {
+        assert_eq!(report[key], Value::Null, "{key}");
+        assert_eq!(report[format!("{key}_is")], "nan", "{key}");
+    }
     assert_eq!(
         report["rows"][0],
-        json!({"loss": null, "loss_is": "nan", "lse": null, "logprob": null, "argmax": 0, "correct": false})
+        json!({
+            "loss": null, "loss_is": "nan", "lse": null, "lse_is": "nan", "logprob": null,
+            "logprob_is": "nan", "argmax": 0, "correct": false
+        })
     );
     assert_eq!(report["rows"][1].get("loss_is"), None);
 
     let report = json(&files.dump(&[-INF, 0.0, 0.0, 0.0], 2, &[0, 0]), &["--reduction", "sum"]);
     assert_eq!((&report["loss"], &report["loss_is"]), (&Value::Null, &json!("inf")));
+    for (key, is) in [("perplexity", "inf"), ("bits_per_token", "inf"), ("stderr", "nan")] {
+        assert_eq!(report[format!("{key}_is")], is, "{key}");
+    }
+    assert_eq!(report["nan_rows"], json!(0));
     let masked = &report["rows"][0];
     assert!(masked["lse"].as_f64().unwrap().abs() <= f64::from(f32::EPSILON), "{masked}");
     assert_eq!((&masked["loss"], &masked["loss_is"]), (&Value::Null, &json!("inf")));
     assert_eq!((&masked["logprob"], &masked["argmax"]), (&Value::Null, &json!(1)));
+    assert_eq!(masked["logprob_is"], "-inf");
+    assert_eq!(masked.get("lse_is"), None);
+
+    let args = ["--z-loss=1", "--reduction=none"];
+    let (report, _) = json_and_stderr(&files.dump(&[INF, 0.0], 2, &[0]), &args);
+    for key in ["loss", "cross_entropy", "z_loss"] {
+        assert_eq!((&report[key], &report[format!("{key}_is")]), (&Value::Null, &json!("none")));
+    }
+    assert_eq!(report["nll_is"], "nan");
+    let row = &report["rows"][0];
+    assert_eq!((&row["z_loss_is"], &row["lse_is"]), (&json!("inf"), &json!("inf")));
+    let (report, _) = json_and_stderr(&files.dump(&[INF, 0.0], 2, &[0]), &["--z-loss=1"]);
+    assert_eq!((&report["cross_entropy_is"], &report["z_loss_is"]), (&json!("nan"), &json!("inf")));
+    files.dump(&[-INF, 0.0, 0.0, 0.0], 2, &[0, 0]);
 
     let output = score(&files.path("dump.safetensors"), ["--per-token"]);
     let stdout = text(&output.stdout);
@@ -359,4 +383,79 @@ fn empty_shapes() {
     assert_eq!((&report["ignored"], &report["loss_is"]), (&json!(2), &json!("nan")));
     let output = score(&files.path("dump.safetensors"), [""; 0]);
     assert!(text(&output.stdout).contains("rows            0 kept, 2 ignored"));
+}
+
+/// A NaN is no error, but nobody should have to look for it.
+#[test]
+fn rows_that_are_nan_are_counted_and_the_first_is_named() {
+    const INF: f32 = f32::INFINITY;
+    let files = Files::new();
+    for (bad, why) in [
+        ([f32::NAN, 1.0], "a logit is NaN"),
+        ([f32::NAN, INF], "a logit is NaN"),
+        ([0.0, INF], "a logit is +inf"),
+        ([-INF, -INF], "all logits are -inf"),
+    ] {
+        let [a, b] = bad;
+        let logits = [0.0, 0.0, a, b, 0.0, 1.0, a, b, a, b];
+        // The last of these rows is left out, and not looked at.
+        let file = files.dump(&logits, 2, &[0, 0, 1, 1, -100]);
+        let expected =
+            format!("xent: {}: the loss of 2 rows is NaN, first in row 1: {why}\n", file.display());
+        let grad = files.path("grad");
+        for args in [&[][..], &["--json"], &["--per-token"], &["--grad", grad.to_str().unwrap()]] {
+            let output = score(&file, args);
+            assert_eq!(output.status.code(), Some(0), "{args:?}");
+            assert_eq!(text(&output.stderr), expected, "{args:?}");
+        }
+        let (report, _) = json_and_stderr(&file, &[]);
+        assert_eq!((&report["nan_rows"], &report["first_nan_row"]), (&json!(2), &json!(1)));
+        assert_eq!((&report["count"], &report["ignored"]), (&json!(4), &json!(1)));
+        let correct: Vec<bool> = rows(&report).iter().map(|row| row.correct).collect();
+        assert_eq!(correct, [true, false, true, false, false], "{why}");
+        let table = score(&file, ["--per-token"]);
+        let second = text(&table.stdout).lines().nth(2).unwrap().to_owned();
+        assert!(second.contains(" NaN ") && second.ends_with(" no"), "{second}");
+    }
+
+    // Rows are counted through all sequences, and what is padding is not looked at.
+    let mut logits = [0f32; 24];
+    logits[4 * 4] = INF;
+    logits[4 * 4 + 3] = f32::NAN;
+    let tensors = |targets: &[i64; 6]| {
+        [
+            ("logits", Dtype::F32, vec![2, 3, 4], bytes(&logits)),
+            ("targets", Dtype::I64, vec![2, 3], bytes(targets)),
+        ]
+    };
+    let file = files.tensors("sequences", &tensors(&[0; 6]));
+    let (report, stderr) = json_and_stderr(&file, &["--shift", "--vocab=3"]);
+    assert_eq!((&report["nan_rows"], &report["first_nan_row"]), (&json!(1), &json!(4)));
+    assert!(stderr.ends_with("the loss of 1 row is NaN, first in row 4: a logit is +inf\n"));
+
+    // What is not the logits' fault has no reason given.
+    let weights = [1f32, f32::NAN, 1.0, 1.0];
+    let [logits, targets] = tensors(&[0, 0, 0, 1, 0, 0]);
+    let w = ("w", Dtype::F32, vec![4], bytes(&weights));
+    let file = files.tensors("weights", &[logits, targets, w]);
+    let (_, stderr) = json_and_stderr(&file, &["--weight=w"]);
+    assert!(stderr.ends_with("the loss of 2 rows is NaN, first in row 3\n"), "{stderr}");
+
+    // Rows without a loss that is NaN are not mentioned, nor is the mean of no rows.
+    assert_eq!(json(&files.dump(&[-INF, 0.0], 2, &[0]), &[])["nan_rows"], json!(0));
+    let report = json(&files.dump(&[f32::NAN; 2], 2, &[-100]), &[]);
+    assert_eq!((&report["loss_is"], report.get("first_nan_row")), (&json!("nan"), None));
+}
+
+#[test]
+fn numbers_have_an_exponent_where_there_would_be_dozens_of_zeros() {
+    let files = Files::new();
+    let file = files.dump(&[0.0, 0.0], 2, &[0]);
+    for (count, shown) in [("1e-38", "1e-38"), ("1e300", "1e300"), ("8", "8"), ("0.125", "0.125")] {
+        let reduction = format!("--reduction=mean-over:{count}");
+        assert_eq!(json(&file, &[&reduction])["reduction"], format!("mean-over:{shown}"));
+        let output = score(&file, [&reduction]);
+        let first = text(&output.stdout).lines().next().unwrap().to_owned();
+        assert!(first.ends_with(&format!(" (mean-over:{shown})")) && first.len() < 60, "{first}");
+    }
 }

@@ -29,12 +29,46 @@ pub(crate) fn score<S: AsRef<OsStr>>(file: &Path, args: impl IntoIterator<Item =
 
 /// Runs with `--json`, which must succeed, and parses the one line that must come out.
 pub(crate) fn json(file: &Path, args: &[&str]) -> Value {
+    let (report, stderr) = json_and_stderr(file, args);
+    assert_eq!(stderr, "");
+    report
+}
+
+/// The same where something may be said on standard error.
+pub(crate) fn json_and_stderr(file: &Path, args: &[&str]) -> (Value, String) {
     let output = score(file, args.iter().chain(&["--json"]));
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{stderr}");
-    assert_eq!(stderr, "");
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
-    serde_json::from_str(stdout).unwrap()
+    let report = serde_json::from_str(stdout).unwrap();
+    nulls_are_named(&report, stdout);
+    (report, stderr.to_owned())
+}
+
+/// That every null in a report has a sibling that says what it stands for, and nothing else has
+/// one.
+#[track_caller]
+pub(crate) fn nulls_are_named(report: &Value, whole: &str) {
+    match report {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let is = map.get(&format!("{key}_is")).map(|is| is.as_str().unwrap());
+                match value {
+                    Value::Null => {
+                        let is = is.unwrap_or_else(|| panic!("{key} in {whole}"));
+                        assert!(["nan", "inf", "-inf", "none"].contains(&is), "{key} is {is}");
+                    }
+                    _ => assert!([None, Some("finite")].contains(&is), "{key} in {whole}"),
+                }
+                nulls_are_named(value, whole);
+            }
+        }
+        Value::Array(all) => all.iter().for_each(|value| {
+            assert!(!value.is_null(), "{whole}");
+            nulls_are_named(value, whole);
+        }),
+        _ => {}
+    }
 }
 
 pub(crate) fn text(bytes: &[u8]) -> &str {
