@@ -514,12 +514,13 @@ impl<'w> CrossEntropy<'w> {
     /// The same options, but for what they borrow: copies of it.
     pub(crate) const fn with_copies<'b>(
         &self,
+        ignored: Ignored<'b>,
         class_weights: Option<Floats<'b>>,
         token_weights: Option<Floats<'b>>,
         allowed_tokens: Option<AllowedTokens<'b>>,
     ) -> CrossEntropy<'b> {
         CrossEntropy {
-            ignore_index: self.ignore_index,
+            ignored,
             reduction: self.reduction,
             empty_mean: self.empty_mean,
             backend: self.backend,

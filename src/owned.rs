@@ -1,10 +1,12 @@
 //! Options that own what they otherwise borrow.
 #![forbid(unsafe_code)]
 
+use crate::targets::Ignored;
 use crate::{AllowedTokens, CrossEntropy, Floats};
 
-/// A [`CrossEntropy`] with copies of its class weights, token weights and masks: for what outlives
-/// the place that these come from, as the graph of an autograd library does, or another thread.
+/// A [`CrossEntropy`] with copies of its ignored ids, class weights, token weights and masks: for
+/// what outlives the place that these come from, as the graph of an autograd library does, or
+/// another thread.
 ///
 /// ```
 /// use xent::{CrossEntropy, Logits, OwnedCrossEntropy};
@@ -21,6 +23,7 @@ use crate::{AllowedTokens, CrossEntropy, Floats};
 pub struct OwnedCrossEntropy {
     /// With nothing borrowed.
     rest: CrossEntropy<'static>,
+    ignored: Vec<i64>,
     class_weights: Option<OwnedFloats>,
     token_weights: Option<OwnedFloats>,
     /// The words of masks, and how they are laid out.
@@ -32,6 +35,7 @@ impl OwnedCrossEntropy {
     pub fn options(&self) -> CrossEntropy<'_> {
         let allowed = self.allowed_tokens.as_ref();
         self.rest.with_copies(
+            Ignored::all(&self.ignored),
             self.class_weights.as_ref().map(OwnedFloats::borrow),
             self.token_weights.as_ref().map(OwnedFloats::borrow),
             allowed.map(|(words, layout)| layout.over(words)),
@@ -43,7 +47,8 @@ impl From<&CrossEntropy<'_>> for OwnedCrossEntropy {
     fn from(options: &CrossEntropy<'_>) -> Self {
         let masks = |masks: AllowedTokens<'_>| (masks.words().to_vec(), masks.over(&[]));
         OwnedCrossEntropy {
-            rest: options.with_copies(None, None, None),
+            rest: options.with_copies(Ignored::NONE, None, None, None),
+            ignored: options.ignored.ids().collect(),
             class_weights: options.class_weights.map(OwnedFloats::from),
             token_weights: options.token_weights.map(OwnedFloats::from),
             allowed_tokens: options.allowed().map(masks),

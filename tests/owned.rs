@@ -22,7 +22,9 @@ fn the_options_are_the_same() {
         .token_weights(&token_weights)
         .allowed_tokens(AllowedTokens::new(&words).stride(2));
     let none = plain.clone().no_ignore_index().token_weights(&[0.0_f32; 0]);
-    for options in [plain, all, none] {
+    let ids = [7, -100, 0];
+    let several = plain.clone().ignore_indices(&ids);
+    for options in [plain, all, none, several] {
         let owned = OwnedCrossEntropy::from(&options);
         assert_eq!(owned.options(), options);
         assert_eq!(OwnedCrossEntropy::from(&owned.options()), owned.clone());

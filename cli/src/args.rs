@@ -197,10 +197,7 @@ macro_rules! ignoring {
     ($($request:ident),*) => {$(
         impl<'a> Ignoring<'a> for xent::$request<'a> {
             fn ignoring(self, ids: &'a [i64]) -> Self {
-                match ids {
-                    [] => self.no_ignore_index(),
-                    [id, ..] => self.ignore_index(*id),
-                }
+                self.ignore_indices(ids)
             }
         }
     )*};

@@ -175,6 +175,72 @@ fn targets_out_of_range_of_every_integer_type() {
 }
 
 #[test]
+fn several_ids_may_be_ignored() {
+    let files = Files::new();
+    for (dtype, ids) in integers(&TOKENS) {
+        let tensors = [logits(SEQUENCES), ("targets", dtype, SEQUENCES.to_vec(), ids)];
+        let file = files.tensors("ids", &tensors);
+        for (args, ignored) in [
+            (&["--ignore-index=-100,0"][..], &[0u8][..]),
+            (&["--ignore-index", "-100,0"], &[0]),
+            (&["--ignore-index", "0,6,1"], &[0, 6, 1]),
+            (&["--ignore-index", "0", "--ignore-index=6", "--ignore-index", "1"], &[0, 6, 1]),
+            (&["--ignore-index", "6,6", "--ignore-index=6,-5"], &[6]),
+        ] {
+            for shift in [&[][..], &["--shift"]] {
+                let kept = |i: usize| !ignored.contains(&TOKENS[i]);
+                let want = match shift {
+                    [] => targets(|row| Some(row).filter(|&row| kept(row))),
+                    _ => targets(|row| next(row).filter(|&next| kept(next))),
+                };
+                let got = all(&file, &[args, shift].concat());
+                // The target of an ignored row is shown as it is, or the first ignored id instead.
+                for (got, want) in got.iter().zip(expected(&files, &want)) {
+                    let without_target = |mut value: Value| {
+                        if value["ignored"] == true {
+                            value.as_object_mut().unwrap().remove("target");
+                        }
+                        value
+                    };
+                    assert_eq!(without_target(got.clone()), without_target(want), "{args:?}");
+                }
+            }
+        }
+    }
+    let file = files
+        .tensors("ids", &[logits(MATRIX), ("targets", Dtype::U8, vec![ROWS], TOKENS.to_vec())]);
+    let lines = run(&["logprobs", "--json", "--ignore-index=6,1", "--shift"], &[&file]);
+    let shown: Vec<Value> = text(&lines)
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["target"].clone())
+        .collect();
+    assert_eq!(json!(shown), json!([0, 6, 1, 1, 2, 5, 4, 0, 6, 6, 2, 6]));
+
+    let ids = ("targets", Dtype::I16, vec![ROWS], bytes(&TOKENS.map(|id| i16::from(id) - 1)));
+    let file = files.tensors("ids", &[logits(MATRIX), ids]);
+    let message = failure(&score(&file, ["--ignore-index=5,-100"]), 1);
+    assert!(
+        message.ends_with(
+            "tensor `targets`: row 1: target -1 is out of range for a vocabulary of 7; \
+             the ignore indices are 5, -100"
+        ),
+        "{message}"
+    );
+    for bad in ["", "1,", ",1", "1,,2", "a,1", "1 2", "1.5,2", "--json"] {
+        let message = failure(&score(&file, ["--ignore-index", bad]), 2);
+        assert!(message.contains("for '--ignore-index <I>'"), "{bad}: {message}");
+    }
+    let file = files.tensors(
+        "probs",
+        &[logits(MATRIX), ("q", Dtype::F32, vec![ROWS, VOCAB], bytes(&[0.125f32; ROWS * VOCAB]))],
+    );
+    let args = ["--target-probs=q", "--ignore-index=-1,3,-100"];
+    let message = failure(&score(&file, args), 2);
+    assert_eq!(message, "ignore_index 3 means nothing for probability targets");
+    assert_eq!(json(&file, &["--target-probs=q", "--ignore-index=-1,-2"])["ignored"], json!(0));
+}
+
+#[test]
 fn masks_of_every_type() {
     let files = Files::new();
     let mask: [u8; ROWS] = [0, 1, 1, 1, 1, 0, 1, 0, 0, 1, 1, 1];
