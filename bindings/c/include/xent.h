@@ -55,7 +55,7 @@
 #define XENT_MAX_TOP_K 128
 
 // The bytes of the statistics of a row, see `xent_row_stats`.
-#define XENT_ROW_STATS_BYTES 1416
+#define XENT_ROW_STATS_BYTES 1509
 
 // What became of a call. A number never changes its meaning; later versions may add others.
 //

@@ -48,7 +48,8 @@ pub enum xent_status {
     XENT_ERROR_OFFSETS = 15,
     /// This machine or this build cannot run the backend.
     XENT_ERROR_BACKEND = 16,
-    /// A shard is not part of its vocabulary, or bytes are no statistics of a row.
+    /// A shard is not part of its vocabulary, shards overlap, leave a gap or do not belong together, or bytes are no
+    /// statistics of a row.
     XENT_ERROR_SHARD = 17,
     /// No token can be drawn from what is known.
     XENT_ERROR_NOT_DRAWN = 18,
@@ -166,7 +167,13 @@ fn of_core(error: &xent::Error) -> xent_status {
         Missing { .. } => XENT_ERROR_MISSING,
         NoOffsets | OffsetOrder { .. } | OffsetBound { .. } => XENT_ERROR_OFFSETS,
         BackendUnavailable { .. } | UnknownBackend { .. } => XENT_ERROR_BACKEND,
-        Shard { .. } | RowStatsBytes => XENT_ERROR_SHARD,
+        Shard { .. }
+        | ShardOverlap { .. }
+        | ShardOptions { .. }
+        | ShardClasses { .. }
+        | ShardSeams { .. }
+        | ShardTarget { .. }
+        | RowStatsBytes => XENT_ERROR_SHARD,
         TooFewTokens { .. } | NothingToSample { .. } => XENT_ERROR_NOT_DRAWN,
         _ => XENT_ERROR_OTHER,
     }

@@ -383,7 +383,8 @@ unsafe fn parse(
 }
 
 /// Merges the statistics of a row over two shards, `XENT_ROW_STATS_BYTES` bytes each, into `merged`, which may be either of
-/// them. In any order the result has the same bits.
+/// them. In any order the result has the same bits. Shards that overlap, of other vocabularies or at other temperatures,
+/// are `XENT_ERROR_SHARD`. What has a gap says nothing until that is filled: see `xent_row_stats_check`.
 ///
 /// # Safety
 /// As `xent_tokens`.
@@ -397,13 +398,27 @@ pub unsafe extern "C" fn xent_row_stats_merge(
         // SAFETY: the caller promises that all of this is NULL or valid. What is read is copied before anything is written.
         unsafe {
             let memory = &mut Memory::new();
-            let all = parse(memory, "a", a)?.merge(&parse(memory, "b", b)?);
+            let all = parse(memory, "a", a)?.merge(&parse(memory, "b", b)?)?;
             let len = XENT_ROW_STATS_BYTES as u128;
             // By itself: it may be where one of them was.
             Memory::new()
                 .output::<u8>("merged", merged.cast(), len)?
                 .copy_from_slice(&all.to_bytes());
         }
+        Ok(())
+    })
+}
+
+/// Whether each class of the vocabulary was merged once into the statistics of row `row`, which an error names:
+/// `XENT_ERROR_SHARD` for a gap, or for classes that were merged twice.
+///
+/// # Safety
+/// As `xent_tokens`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xent_row_stats_check(stats: *const u8, row: usize) -> xent_status {
+    guard(|| {
+        // SAFETY: the caller promises that this is NULL or valid.
+        unsafe { parse(&mut Memory::new(), "stats", stats)? }.check(row)?;
         Ok(())
     })
 }

@@ -99,7 +99,7 @@ pub const XENT_SHARD_VARENTROPY: u32 = 4;
 pub const XENT_MAX_TOP_K: usize = 128;
 
 /// The bytes of the statistics of a row, see `xent_row_stats`.
-pub const XENT_ROW_STATS_BYTES: usize = 1416;
+pub const XENT_ROW_STATS_BYTES: usize = 1509;
 const _: () = assert!(XENT_ROW_STATS_BYTES == xent::RowStats::BYTES);
 
 /// A `[rows, classes]` matrix of logits in memory of the caller, which is read and nothing else.

@@ -1115,6 +1115,11 @@ static void test_shards(void) {
         OK(xent_row_stats_merge(left, right, merged));
         OK(xent_row_stats_merge(right, left, right)); /* in place, in the other order */
         CHECK(memcmp(merged, right, XENT_ROW_STATS_BYTES) == 0);
+        OK(xent_row_stats_check(merged, i));
+        FAILS(xent_row_stats_check(left, i), XENT_ERROR_SHARD);
+        FAILS(xent_row_stats_merge(left, left, merged), XENT_ERROR_SHARD);
+        FAILS(xent_row_stats_merge(merged, left, merged), XENT_ERROR_SHARD);
+        CHECK(memcmp(merged, right, XENT_ROW_STATS_BYTES) == 0);
         OK(xent_row_stats_summary(merged, &s));
         for (j = 0; j < CLASSES; j++) {
             h -= exp(rows_f64[i][j] - all) * (rows_f64[i][j] - all);

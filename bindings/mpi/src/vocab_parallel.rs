@@ -242,7 +242,8 @@ impl<'c, C: Communicator> VocabParallel<'c, C> {
         };
         let local = local();
         self.agree(Call::Loss, rows, local)?;
-        self.merge(&mut stats, LossStats::to_bytes, LossStats::from_bytes, LossStats::merge)?;
+        let merge = |a: &LossStats, b: &LossStats| Ok(a.merge(b));
+        self.merge(&mut stats, LossStats::to_bytes, LossStats::from_bytes, merge)?;
         Ok(shard.evaluate(&stats, targets, outputs)?)
     }
 
@@ -287,7 +288,7 @@ impl<'c, C: Communicator> VocabParallel<'c, C> {
         stats: &mut [S],
         to_bytes: impl Fn(&S) -> [u8; BYTES],
         from_bytes: impl Fn(&[u8; BYTES]) -> Result<S, xent::Error>,
-        merge: impl Fn(&S, &S) -> S,
+        merge: impl Fn(&S, &S) -> Result<S, xent::Error>,
     ) -> Result<(), Error> {
         let ranks = self.comm.size() as usize;
         for stats in stats.chunks_mut((BATCH / BYTES / ranks).max(1)) {
@@ -297,7 +298,7 @@ impl<'c, C: Communicator> VocabParallel<'c, C> {
             for (rank, theirs) in all.chunks(stats.len()).enumerate() {
                 for (merged, bytes) in stats.iter_mut().zip(theirs) {
                     let theirs = from_bytes(bytes).map_err(|_| Error::Protocol { rank })?;
-                    *merged = if rank == 0 { theirs } else { merge(merged, &theirs) };
+                    *merged = if rank == 0 { theirs } else { merge(merged, &theirs)? };
                 }
             }
         }
