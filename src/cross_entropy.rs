@@ -438,7 +438,8 @@ impl<'w> CrossEntropy<'w> {
     }
 
     /// Logits are divided by this last. Finite and above 0. A finite logit that a scale takes out of range
-    /// makes its row NaN, as +inf does.
+    /// makes its row NaN, as +inf does. A temperature does not: where it would, logits are counted from the largest, which
+    /// then has all the probability. (Not those of shards; and what [`RowOutputs::saved`] has of such a row is infinite.)
     ///
     /// ```
     /// use xent::{CrossEntropy, Logits};

@@ -260,6 +260,7 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
             x: job.logits.map(|logits| logits.row(i)),
             target,
             first_class: job.config.first_class,
+            is_shard: job.out.stats.is_some(),
             token_weight: job.token_weights.map_or(1.0, |weights| weights.get(i)),
             saved: job.saved.map(|saved| T::lse(&saved[i])),
             stride,
@@ -330,6 +331,8 @@ struct OneRow<'a, T: Element> {
     target: RowTarget<'a, T::Real>,
     /// Where in the vocabulary its first class is: the target may be another's.
     first_class: usize,
+    /// Whether its sums are to be merged with others.
+    is_shard: bool,
     token_weight: f64,
     saved: Option<Lse>,
     /// From an element to the same one of the next row.
@@ -365,6 +368,23 @@ impl<T: Element> OneRow<'_, T> {
         target.wrapping_sub(self.first_class)
     }
 
+    /// What logits are to be counted from where a low temperature has made infinities of them: the largest, of which
+    /// the others are then far enough away to have no probability.
+    #[inline(always)]
+    fn origin<S: Simd>(&self, s: S, x: &[T], transform: &Transform<'_>, pass: &Pass) -> Option<f64>
+    where
+        T: RowKernel<S>,
+    {
+        let is_lost = pass.nll.is_nan() && transform.temperature < 1.0;
+        if !is_lost || transform.origin != 0.0 || self.is_shard {
+            return None;
+        }
+        let largest = T::argmax(s, x, transform.allowed);
+        let before = Transform { temperature: 1.0, ..*transform };
+        let (z, _) = T::transform(s, &before, largest, *x.get(largest)?);
+        Some(z).filter(|z| z.is_finite() && *z != 0.0)
+    }
+
     #[inline(always)]
     fn is_target_here(&self) -> bool {
         let len = self.x.map_or(0, <[T]>::len);
@@ -377,7 +397,7 @@ impl<T: Element> OneRow<'_, T> {
         T: RowKernel<S>,
     {
         let Config { smoothing, weights, .. } = *self.config;
-        let transform = &self.transform;
+        let mut transform = self.transform;
         let x = match (self.x, &gradient) {
             (Some(x), _) => x,
             (None, Some(gradient)) => &*gradient.to,
@@ -399,19 +419,33 @@ impl<T: Element> OneRow<'_, T> {
             _ => largest,
         };
         let smoothed = (smoothing != 0.0 && is_class).then_some(Weights(weights));
-        let pass = match self.saved {
-            None => T::pass(s, x, class, transform, smoothed),
+        let mut pass = match self.saved {
+            None => {
+                let mut pass;
+                // Once, or twice for a row that a low temperature takes out of range: a loop, as a pass is inlined.
+                loop {
+                    pass = T::pass(s, x, class, &transform, smoothed);
+                    match self.origin(s, x, &transform, &pass) {
+                        Some(origin) => transform.origin = origin,
+                        None => break,
+                    }
+                }
+                pass
+            }
             Some(lse) => {
                 // Without the target among the classes there is nothing to subtract from its probability.
                 let (z, slope) = match x.get(class) {
-                    Some(&x) => T::transform(s, transform, class, x),
+                    Some(&x) => T::transform(s, &transform, class, x),
                     None => (f64::NAN, 0.0),
                 };
                 let nll = (lse.hi - z) + lse.lo;
                 Pass { nll, lse, sum: ExpSum::EMPTY, z, slope, differences: 0.0 }
             }
         };
-        let lse = pass.lse;
+        let (lse, transform) = (pass.lse, &transform);
+        if transform.origin != 0.0 {
+            pass.lse.hi += transform.origin / transform.temperature;
+        }
         let (loss, nll, weight, terms);
         if let Some(probs) = &probs {
             let total;
@@ -424,7 +458,7 @@ impl<T: Element> OneRow<'_, T> {
             };
             (nll, weight) = (loss, 1.0);
             terms = gradient.as_ref().map(|gradient| {
-                let (up, rest) = self.factors(gradient.upstream, lse);
+                let (up, rest) = self.factors(gradient.upstream, pass.lse);
                 Terms { a: up * total + rest, minus: Minus::Probs(up, probs), at_target: None }
             });
         } else {
@@ -465,8 +499,8 @@ impl<T: Element> OneRow<'_, T> {
         }
         let at_argmax = self.config.argmax && to_be() == Some(best);
         Trained {
-            row: self.config.row(loss, nll, weight, &lse, self.token_weight, at_argmax),
-            lse,
+            row: self.config.row(loss, nll, weight, &pass.lse, self.token_weight, at_argmax),
+            lse: pass.lse,
             argmax: best as i64,
             pass,
         }
