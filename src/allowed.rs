@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::Error;
+use crate::error::WORDS;
 use crate::kernel::train::AllowedRows;
 use wide::bytemuck;
 
@@ -68,7 +69,6 @@ impl<'a> AllowedTokens<'a> {
 
     /// The masks of so many rows, checked.
     pub(crate) fn rows(self, rows: usize, vocab: usize) -> Result<AllowedRows<'a>, Error> {
-        const WHAT: &str = "words of allowed tokens";
         let len = vocab.div_ceil(32);
         let stride = self.stride.unwrap_or(len);
         if stride != 0 && stride < len {
@@ -87,7 +87,7 @@ impl<'a> AllowedTokens<'a> {
             return Err(Error::Overflow { rows, elements: stride });
         };
         if self.stride.is_none() || self.words.len() < expected {
-            Error::check_input(WHAT, self.words.len(), expected)?;
+            Error::check_input(WORDS, self.words.len(), expected)?;
         }
         Ok(AllowedRows { words: self.words, first: 0, stride, len })
     }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::Error;
+use crate::error::number;
 
 /// A number for some tokens, which is added to their logits: OpenAI's `logit_bias`. In `f32` where the logits are, with
 /// the bits that adding them beforehand would give.
@@ -84,13 +85,13 @@ fn check(entries: &[(u32, f32)], start: usize, vocab: usize) -> Result<(), Error
         let range = if id as usize >= vocab {
             "the token must be in the vocabulary"
         } else if i > 0 && entries[i - 1].0 >= id {
-            "tokens must ascend"
+            "its token must be above that of the entry before it; sort entries by token, with each token once"
         } else if value.is_nan() || value == f32::INFINITY {
             "the value must be a number or -inf"
         } else {
             continue;
         };
-        return Err(Error::LogitBias { entry: start + i, id, value: value.to_string(), range });
+        return Err(Error::LogitBias { entry: start + i, id, value: number(value), range });
     }
     Ok(())
 }

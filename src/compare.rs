@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::columns;
+use crate::error::number;
 use crate::evaluation::NanRows;
 use crate::kernel::double::compare::{Job, Outputs};
 use crate::targets::{Ignored, TargetRows};
@@ -348,7 +349,7 @@ impl<'a> Compare<'a> {
         }
         Error::check_positive("temperature", self.temperature)?;
         if !(0.0..=1.0).contains(&self.beta) {
-            let (value, range) = (self.beta.to_string(), "between 0 and 1");
+            let (value, range) = (number(self.beta), "between 0 and 1");
             return Err(Error::Option { option: "beta", value, range });
         }
         Ok(())

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::columns;
+use crate::error;
 use crate::evaluation::Reduced;
 use crate::kernel::forward::{self, Row};
 use crate::kernel::gradient::Store;
@@ -829,7 +830,7 @@ impl<'w> CrossEntropy<'w> {
     pub(crate) fn check_reduction(&self) -> Result<(), Error> {
         match self.reduction {
             Reduction::MeanOver(count) if !(count > 0.0 && count.is_finite()) => {
-                Err(Error::Count { count: count.to_string() })
+                Err(Error::Count { count: error::number(count) })
             }
             _ => Ok(()),
         }
@@ -840,7 +841,7 @@ impl<'w> CrossEntropy<'w> {
             if allowed {
                 Ok(())
             } else {
-                Err(Error::Option { option, value: value.to_string(), range })
+                Err(Error::Option { option, value: error::number(value), range })
             }
         };
         let e = self.label_smoothing;

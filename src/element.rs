@@ -151,6 +151,10 @@ pub(crate) mod sealed {
     pub trait Real: Sized {
         #[doc(hidden)]
         const PRECISION: &'static str;
+        /// How far log-probabilities of this type may be off, [`LogProbs`](crate::LogProbs) says: in ULP, times the ULP of
+        /// 1.
+        #[doc(hidden)]
+        const LOGPROB_ERROR: f64;
         /// Rounded to nearest even.
         #[doc(hidden)]
         fn from_f64(x: f64) -> Self;
@@ -250,6 +254,7 @@ pub(crate) mod sealed {
 
     impl Real for f32 {
         const PRECISION: &'static str = "f32";
+        const LOGPROB_ERROR: f64 = 2.0 * f32::EPSILON as f64;
         #[inline(always)]
         fn from_f64(x: f64) -> f32 {
             x as f32
@@ -310,6 +315,7 @@ pub(crate) mod sealed {
 
     impl Real for f64 {
         const PRECISION: &'static str = "f64";
+        const LOGPROB_ERROR: f64 = 4.0 * f64::EPSILON;
         #[inline(always)]
         fn from_f64(x: f64) -> f64 {
             x

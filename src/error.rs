@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::Backend;
+use std::fmt::Debug;
 
 /// Why a call was refused. Raised before any output is written.
 ///
@@ -17,7 +18,10 @@ use crate::Backend;
 #[non_exhaustive]
 pub enum Error {
     /// A contiguous matrix has another number of elements than `rows * vocab`.
-    #[error("{rows} rows of {vocab} need {} elements, but the slice has {len}", *rows as u128 * *vocab as u128)]
+    #[error(
+        "{rows} rows of {vocab} need {} elements, but the slice has {len}{}",
+        *rows as u128 * *vocab as u128, of_padded_rows(*rows, *vocab, *len)
+    )]
     Length {
         /// Rows of the matrix.
         rows: usize,
@@ -115,7 +119,7 @@ pub enum Error {
         elements: usize,
     },
     /// There is not one target per row.
-    #[error("{targets} targets for {rows} rows")]
+    #[error("{targets} targets for {rows} rows{}", of_next_tokens(*rows, *targets))]
     TargetCount {
         /// Rows of the matrix.
         rows: usize,
@@ -123,7 +127,10 @@ pub enum Error {
         targets: usize,
     },
     /// A target is neither a class nor an id to ignore. For an empty vocabulary every target is.
-    #[error("row {row}: target {target} is out of range for a vocabulary of {vocab}")]
+    #[error(
+        "row {row}: target {target} is out of range for a vocabulary of {vocab}{}",
+        of_ignored(*target)
+    )]
     TargetOutOfRange {
         /// The first such row.
         row: usize,
@@ -143,7 +150,7 @@ pub enum Error {
         expected: usize,
     },
     /// An input that goes with the logits does not have the length that goes with them.
-    #[error("{what}: {len} values instead of {expected}")]
+    #[error("{what}: {len} values instead of {expected}{}", of_one_mask(what, *len, *expected))]
     InputLength {
         /// Which input.
         what: &'static str,
@@ -219,7 +226,7 @@ pub enum Error {
         id: i128,
     },
     /// A logit bias cannot be used.
-    #[error("logit bias, entry {entry}: token {id}, {value}: {range}")]
+    #[error("logit bias, entry {entry} (token {id}, value {value}): {range}")]
     LogitBias {
         /// The first such entry.
         entry: usize,
@@ -239,7 +246,7 @@ pub enum Error {
         temperature: String,
     },
     /// Of the most probable tokens too few are known to draw among those that `option` leaves.
-    #[error("{option} needs more than the {known} most probable tokens")]
+    #[error("{}", of_too_few(option, *known))]
     TooFewTokens {
         /// `top_k`, `top_p`, `min_p` or `no filter`.
         option: &'static str,
@@ -247,9 +254,7 @@ pub enum Error {
         known: usize,
     },
     /// There is no token that could be drawn.
-    #[error(
-        "no token can be drawn: {known} are known, none with a finite log-probability, or one is NaN"
-    )]
+    #[error("no token can be drawn: {}", of_nothing(*known))]
     NothingToSample {
         /// How many are known.
         known: usize,
@@ -380,7 +385,7 @@ impl Error {
             return Ok(());
         }
         let range = "a positive number of the range of f32";
-        Err(Error::Option { option, value: value.to_string(), range })
+        Err(Error::Option { option, value: number(value), range })
     }
 
     /// That an input which goes with the logits is as long as it must be.
@@ -390,6 +395,73 @@ impl Error {
         expected: usize,
     ) -> Result<(), Error> {
         if len == expected { Ok(()) } else { Err(Error::InputLength { what, len, expected }) }
+    }
+}
+
+/// A number as errors say it: in the shortest form that reads back as the same number, with an exponent where zeros
+/// would be many.
+pub(crate) fn number(x: impl Debug) -> String {
+    let text = format!("{x:?}");
+    match text.strip_suffix(".0") {
+        Some(integer) => integer.to_owned(),
+        None => text,
+    }
+}
+
+fn of_padded_rows(rows: usize, vocab: usize, len: usize) -> String {
+    match len.checked_div(rows) {
+        Some(stride) if stride > vocab && stride.checked_mul(rows) == Some(len) => {
+            format!("; for rows that begin {stride} elements apart use with_stride(.., {stride})")
+        }
+        _ => String::new(),
+    }
+}
+
+fn of_next_tokens(rows: usize, targets: usize) -> &'static str {
+    if targets.checked_add(1) == Some(rows) {
+        "; where each row predicts the next token, give all tokens to Targets::shifted"
+    } else {
+        ""
+    }
+}
+
+fn of_ignored(target: i128) -> String {
+    if target < 0 { format!("; ignore_index({target}) ignores such rows") } else { String::new() }
+}
+
+/// What masks call their words.
+pub(crate) const WORDS: &str = "words of allowed tokens";
+
+fn of_one_mask(what: &str, len: usize, expected: usize) -> &'static str {
+    let is_part = len > 0 && len < expected && expected.is_multiple_of(len);
+    if what == WORDS && is_part {
+        "; AllowedTokens::stride(0) has one mask for all rows"
+    } else {
+        ""
+    }
+}
+
+fn of_too_few(option: &str, known: usize) -> String {
+    match option {
+        "no filter" => format!(
+            "without top_k, top_p or min_p all tokens are needed, but only the {known} most probable are known; \
+             set Sampler::top_k, or draw among all with LogProbs::sample"
+        ),
+        "top_k" => format!(
+            "top_k needs more than the {known} most probable tokens; ask LogProbs::top_k for as many, or draw \
+             among all with LogProbs::sample"
+        ),
+        _ => format!(
+            "{option} needs more than the {known} most probable tokens; ask LogProbs::top_k for more, set \
+             Sampler::top_k to at most {known}, or draw among all with LogProbs::sample"
+        ),
+    }
+}
+
+fn of_nothing(known: usize) -> String {
+    match known {
+        0 => "no token is known; ask LogProbs::top_k for the most probable ones".to_owned(),
+        _ => format!("{known} are known, none with a finite log-probability, or one is NaN"),
     }
 }
 

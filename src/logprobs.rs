@@ -4,6 +4,7 @@
 use crate::backend::Kernels;
 use crate::bias::BiasRows;
 use crate::columns::{self, Panels};
+use crate::error::number;
 use crate::kernel::forward;
 use crate::kernel::logprobs::{Part, Wanted};
 use crate::kernel::sum;
@@ -163,7 +164,8 @@ impl<'a> LogProbs<'a> {
         self
     }
 
-    /// How many of the most probable tokens to find: at most [`LogProbs::MAX_TOP_K`], and the vocabulary.
+    /// How many of the most probable tokens to find: at most [`LogProbs::MAX_TOP_K`], or [`Error::Option`]. 0 is off. More
+    /// than the vocabulary are all of it: results are `[rows, min(k, vocab)]`.
     pub const fn top_k(mut self, k: usize) -> Self {
         self.top_k = k;
         self
@@ -234,7 +236,7 @@ impl<'a> LogProbs<'a> {
     ///
     /// # Errors
     /// [`Error::TargetCount`], [`Error::TargetOutOfRange`], [`Error::Sequence`] and [`Error::Shift`] for targets,
-    /// [`Error::Missing`] for an output that needs targets, candidates or samples that were not given,
+    /// [`Error::Missing`] for an output that needs targets, candidates, samples or a `top_k` that were not given,
     /// [`Error::OutputLength`] for one of the wrong length, [`Error::InputLength`] and [`Error::CandidateOutOfRange`]
     /// for candidates, [`Error::SampleTemperature`] for samples, [`Error::LogitBias`], [`Error::Option`] for the
     /// temperature, `top_k` and targets that are probabilities, [`Error::Overflow`] for a vocabulary of [`u32::MAX`]
@@ -255,11 +257,15 @@ impl<'a> LogProbs<'a> {
             },
             ranks: out.ranks.is_some() || out.strict_ranks.is_some(),
             strict_ranks: out.strict_ranks.is_some(),
-            top_k: if out.top_ids.is_some() || out.top_logprobs.is_some() { self.top_k } else { 0 },
+            top_k: if out.top_ids.is_some() || out.top_logprobs.is_some() {
+                self.check_top_k(vocab)?
+            } else {
+                0
+            },
             loss: out.logprobs.is_some(),
         };
         let ask = self.check(rows, vocab, 0, vocab, wanted)?;
-        out.check(rows, &ask)?;
+        out.check(rows, &ask, self.top_k > 0)?;
         if out.is_empty() {
             // Rows of no classes may be as many as can be counted.
             return Ok(());
@@ -360,7 +366,7 @@ impl<'a> LogProbs<'a> {
     /// counted from its first class. Candidates are not used. A target that is in another shard is not in this one's sums. Ranks need its logit:
     /// [`Shard::target_logits`]. What is found is what the builder asks for: log-probability, argmax and logsumexp
     /// always, [`LogProbs::ranks`], [`LogProbs::top_k`], [`LogProbs::entropy`], [`LogProbs::varentropy`] and
-    /// [`LogProbs::sample`] if asked. `top_k` may exceed the shard, but not the vocabulary.
+    /// [`LogProbs::sample`] if asked. `top_k` may exceed the shard.
     ///
     /// Ignored rows yield [`RowStats::default`].
     ///
@@ -407,10 +413,10 @@ impl<'a> LogProbs<'a> {
     }
 
     fn check_top_k(&self, vocab: usize) -> Result<usize, Error> {
-        if self.top_k <= vocab.min(MAX_TOP_K) {
-            return Ok(self.top_k);
+        if self.top_k <= MAX_TOP_K {
+            return Ok(self.top_k.min(vocab));
         }
-        let range = "at most 128, nor more than the vocabulary";
+        let range = "at most 128, the most tokens that are found of a row";
         Err(Error::Option { option: "top_k", value: self.top_k.to_string(), range })
     }
 
@@ -440,9 +446,6 @@ impl<'a> LogProbs<'a> {
         };
         let temperature = self.temperature;
         Error::check_positive("temperature", temperature)?;
-        if wanted.top_k > 0 {
-            self.check_top_k(vocab)?;
-        }
         if let Some((ids, k)) = self.candidates {
             let Some(len) = rows.checked_mul(k) else {
                 return Err(Error::Overflow { rows, elements: k });
@@ -456,7 +459,7 @@ impl<'a> LogProbs<'a> {
         if let Some(samples) = self.samples {
             Error::check_input("samples", samples.len(), rows)?;
             if let Some(row) = samples.iter().position(|sample| !sample.is_possible()) {
-                let temperature = samples[row].temperature.to_string();
+                let temperature = number(samples[row].temperature);
                 return Err(Error::SampleTemperature { row, temperature });
             }
         }
@@ -578,7 +581,7 @@ impl<'a, R> TokenOutputs<'a, R> {
     }
 
     /// `[rows, k]` tokens with the largest logits and their log-probabilities, for [`LogProbs::top_k`]: in descending
-    /// order, of equals the lower id first.
+    /// order, of equals the lower id first. For a `k` above the vocabulary `[rows, vocab]`.
     pub fn top_k(mut self, ids: &'a mut [i64], logprobs: &'a mut [R]) -> Self {
         (self.top_ids, self.top_logprobs) = (Some(ids), Some(logprobs));
         self
@@ -650,7 +653,9 @@ impl<'a, R> TokenOutputs<'a, R> {
             && self.sampled_logprobs.is_none()
     }
 
-    fn check(&self, rows: usize, ask: &Ask<'_>) -> Result<(), Error> {
+    fn check(&self, rows: usize, ask: &Ask<'_>, has_top_k: bool) -> Result<(), Error> {
+        const TOP_K: &str = "LogProbs::top_k(k), how many to find";
+        let fits = |len: Option<usize>| has_top_k || len == Some(0);
         let k = ask.candidates.map_or(0, |(_, k)| k);
         let top_k = ask.wanted.top_k;
         let all = [
@@ -658,8 +663,14 @@ impl<'a, R> TokenOutputs<'a, R> {
             ("ranks", len(&self.ranks), 1, ask.targets.is_some(), "targets"),
             ("strict_ranks", len(&self.strict_ranks), 1, ask.targets.is_some(), "targets"),
             ("candidates", len(&self.candidates), k, ask.candidates.is_some(), "candidates"),
-            ("top_k ids", len(&self.top_ids), top_k, true, ""),
-            ("top_k logprobs", len(&self.top_logprobs), top_k, true, ""),
+            ("top_k ids", len(&self.top_ids), top_k, fits(len(&self.top_ids)), TOP_K),
+            (
+                "top_k logprobs",
+                len(&self.top_logprobs),
+                top_k,
+                fits(len(&self.top_logprobs)),
+                TOP_K,
+            ),
             ("argmax", len(&self.argmax), 1, true, ""),
             ("entropy", len(&self.entropy), 1, true, ""),
             ("varentropy", len(&self.varentropy), 1, true, ""),
@@ -703,7 +714,7 @@ pub struct TokenLogProbs<R = f32> {
     pub strict_ranks: Vec<i64>,
     /// `[rows, k]`, of the candidates.
     pub candidates: Vec<R>,
-    /// Of [`LogProbs::top_k`].
+    /// Of [`LogProbs::top_k`], at most the vocabulary.
     pub k: usize,
     /// `[rows, k]`
     pub top_ids: Vec<i64>,

@@ -566,16 +566,19 @@ fn what_is_wrong_is_said_and_nothing_is_written() {
     refuse(new.targets(Targets::probs(&probs)), logits, Error::ComparedProbs, classes);
     refuse(new.targets(sparse), logits, Error::ComparedProbs, classes);
     let count = Error::TargetCount { rows: 2, targets: 1 };
-    refuse(new.targets(&targets[..1]), logits, count, "1 targets for 2 rows");
+    let next = "; where each row predicts the next token, give all tokens to Targets::shifted";
+    refuse(new.targets(&targets[..1]), logits, count, &format!("1 targets for 2 rows{next}"));
     let range = Error::TargetOutOfRange { row: 1, target: 3, vocab: 3 };
     let text = "row 1: target 3 is out of range for a vocabulary of 3";
     refuse(new.targets(&[0i64, 3]), logits, range, text);
     let ignored = Error::TargetOutOfRange { row: 0, target: -100, vocab: 3 };
-    let text = "row 0: target -100 is out of range for a vocabulary of 3";
+    let text = "row 0: target -100 is out of range for a vocabulary of 3; \
+                ignore_index(-100) ignores such rows";
     refuse(new.targets(&[-100i64, 3]).no_ignore_index(), logits, ignored, text);
     let words = [7u32];
     let length = Error::InputLength { what: "words of allowed tokens", len: 1, expected: 2 };
-    let text = "words of allowed tokens: 1 values instead of 2";
+    let text = "words of allowed tokens: 1 values instead of 2; \
+                AllowedTokens::stride(0) has one mask for all rows";
     refuse(new.allowed_tokens(AllowedTokens::new(&words)), logits, length, text);
     if let Some(&backend) = Backend::ALL.iter().find(|backend| !backend.is_available()) {
         let available = Backend::available();

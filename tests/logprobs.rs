@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use xent::reference::{self, Precise};
 use xent::{
     AllowedTokens, Backend, CrossEntropy, Element, Error, LogProbs, LogitBias, Logits, RowOutputs,
-    Sample, Targets, TokenLogProbs, TokenOutputs, bf16, f16,
+    RowStats, Sample, Shard, Targets, TokenLogProbs, TokenOutputs, bf16, f16,
 };
 
 const INF: f32 = f32::INFINITY;
@@ -1068,22 +1068,25 @@ fn errors_come_before_any_output() {
         (-1.0, "-1"),
         (f64::NAN, "NaN"),
         (f64::INFINITY, "inf"),
-        (1e39, "1000000000000000000000000000000000000000"),
+        (1e39, "1e39"),
+        (1e-38, "1e-38"),
     ] {
         let error = option("temperature", value, "a positive number of the range of f32");
         refuses(&good.temperature(t), 2, &error);
     }
-    for k in [4, 129, usize::MAX] {
+    for k in [129, usize::MAX] {
         let value = k.to_string();
-        let error = option("top_k", &value, "at most 128, nor more than the vocabulary");
+        let error = option("top_k", &value, "at most 128, the most tokens that are found of a row");
         refuses(&good.top_k(k), 2, &error);
         let logits = Logits::new(&X, 2, 3).unwrap();
         assert_eq!(good.top_k(k).collect(logits), Err(error));
     }
+    let ascend = "its token must be above that of the entry before it; \
+                  sort entries by token, with each token once";
     for (entries, entry, range) in [
         (&[(3, 1.0)][..], 0, "the token must be in the vocabulary"),
-        (&[(0, 1.0), (0, 1.0)], 1, "tokens must ascend"),
-        (&[(0, 1.0), (2, 1.0), (1, 1.0)], 2, "tokens must ascend"),
+        (&[(0, 1.0), (0, 1.0)], 1, ascend),
+        (&[(0, 1.0), (2, 1.0), (1, 1.0)], 2, ascend),
         (&[(0, 1.0), (1, f32::NAN)], 1, "the value must be a number or -inf"),
         (&[(1, INF)], 0, "the value must be a number or -inf"),
     ] {
@@ -1116,6 +1119,43 @@ fn errors_come_before_any_output() {
         let result = good.backend(backend).collect(Logits::new(&X, 2, 3).unwrap());
         assert!(matches!(result, Err(Error::BackendUnavailable { .. })), "{backend}");
     }
+}
+
+/// All that there are.
+#[test]
+fn a_top_k_above_the_vocabulary() {
+    fn check<T: xent::Element<Real: PartialEq + std::fmt::Debug>>(x: &[T], vocab: usize) {
+        let logits = Logits::new(x, 2, vocab).unwrap();
+        for_each_backend(|backend| {
+            let ask = LogProbs::new().backend(backend);
+            let all = ask.top_k(vocab).collect(logits).unwrap();
+            for k in [vocab + 1, 100, 128] {
+                let found = ask.top_k(k).collect(logits).unwrap();
+                assert_eq!(found, all, "{backend}, {k}");
+                assert_eq!((found.k, found.top(1).count()), (vocab, vocab));
+                let mut ids = vec![-7; 2 * vocab];
+                let mut top = all.top_logprobs.clone();
+                ask.top_k(k).run(logits, TokenOutputs::new().top_k(&mut ids, &mut top)).unwrap();
+                assert_eq!((&ids, &top), (&all.top_ids, &all.top_logprobs));
+                let mut ids = vec![-7; 2 * k];
+                let result =
+                    ask.top_k(k).run(logits, TokenOutputs::new().top_k(&mut ids, &mut top));
+                let (output, len, expected) = ("top_k ids", 2 * k, 2 * vocab);
+                assert_eq!(result, Err(Error::OutputLength { output, len, expected }));
+            }
+        });
+    }
+    check(&X, 3);
+    check(&X.map(f64::from), 3);
+    check(&X.map(bf16::from_f32), 3);
+    check(&X.map(f16::from_f32), 3);
+    let mut stats = [RowStats::default(); 2];
+    let logits = Logits::new(&X, 2, 3).unwrap();
+    LogProbs::new().top_k(128).row_stats(logits, Shard::new(1, 5), &mut stats).unwrap();
+    assert_eq!(stats.map(|row| row.top_k().count()), [3; 2]);
+    let none = Logits::<f32>::new(&[], 2, 0).unwrap();
+    let found = LogProbs::new().top_k(5).collect(none).unwrap();
+    assert_eq!((found.k, found.top_ids), (0, vec![]));
 }
 
 /// Each output, of a wrong length.

@@ -539,13 +539,13 @@ proptest! {
             && temperature.1
             && bias_fits
             && vocab < u32::MAX as usize
-            && top_k <= vocab.min(128)
+            && top_k <= 128
             && backend.is_available();
         prop_assert_eq!(ask.collect(logits).is_ok(), valid, "{:?}", ask.collect(logits));
 
         let mut logprobs = vec![UNTOUCHED; rows + wrong[3]];
         let mut sampled = vec![-7; rows + wrong[4]];
-        let few_k = top_k.min(200);
+        let few_k = top_k.min(vocab).min(200);
         let (mut top_ids, mut top) = (vec![-7; rows * few_k], vec![UNTOUCHED; rows * few_k]);
         let out = TokenOutputs::new().logprobs(&mut logprobs).sampled(&mut sampled);
         let ran = ask.run(logits, out.top_k(&mut top_ids, &mut top));
@@ -573,6 +573,10 @@ proptest! {
             prop_assert!(both.merge(stats).is_err() || *stats == RowStats::default() || vocab == 0);
             let _ = (both.loss(), both.rank(), both.logsumexp(), both.argmax(), both.sampled());
             let _ = both.top_k().count();
+            for p in [0.0, 0.5, 1.0] {
+                let sampler = Sampler::new().top_k(top_k).top_p(p).min_p(p);
+                let _ = sampler.draw_row(&both, whole, Sample::new(1, 2));
+            }
         }
     }
 }

@@ -6,9 +6,10 @@ mod common;
 
 use common::{Kind, Rng, for_each_backend, property, thin};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 use xent::{
     AllowedTokens, Backend, Error, LogProbs, Logits, RowStats, Sample, Sampler, Shard,
-    TokenOutputs, reference,
+    TokenOutputs, bf16, reference,
 };
 
 /// Philox4x32-10, written from the paper (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
@@ -478,7 +479,7 @@ proptest! {
     fn filters_are_those_of_the_whole_vocabulary(
         seed: u64,
         vocab in 1..=128usize,
-        top_k in prop::option::of(1..140usize),
+        top_k in prop::option::of(0..140usize),
         top_p in prop::option::of(prop_oneof![
             3 => 0.0..1.0f64, 1 => Just(1.0), 1 => Just(0.0), 1 => Just(2.0), 1 => Just(0.999_999)
         ]),
@@ -496,24 +497,357 @@ proptest! {
         let all: Vec<(i64, f32)> = found.top(0).collect();
         let sample = Sample::new(rng.bits(), rng.bits()).temperature(t);
         let sampler = with(top_k, top_p, min_p);
-        let got = sampler.draw(&found.top_ids, &found.top_logprobs, vocab, sample);
-        if top_p.is_some() && top_k.is_none() && t != 0.0 && t != 1.0 {
-            let is_temperature = matches!(got, Err(Error::Option { option: "temperature", .. }));
-            prop_assert!(is_temperature);
-            return Ok(());
-        }
-        let want = naive_sampler(&all, (top_k, top_p, min_p), sample);
-        prop_assert_eq!(got, Ok(want));
+        let top_k = top_k.filter(|&k| k > 0);
+        // What is so close to a bound that rounding decides may be on either side of it.
+        let wants = [1.0, 1.0 - 1e-4].map(|low| {
+            let below = |p: Option<f64>| p.map(|p| if p < 1.0 { p * low } else { p });
+            [1.0, 1.0 - 1e-5].map(|lower| {
+                let top_p = top_p.map(|p| if p < 1.0 { p * lower } else { p });
+                naive_sampler(&all, (top_k, top_p, below(min_p)), sample)
+            })
+        });
+        let is_right = |token: i64| wants.iter().flatten().any(|&want| want == token);
+        let draw = |known: usize| {
+            sampler.draw(&found.top_ids[..known], &found.top_logprobs[..known], vocab, sample)
+        };
+        let got = draw(vocab);
+        prop_assert!(got.as_ref().is_ok_and(|&token| is_right(token)), "{got:?}, {wants:?}");
         let known = 1 + rng.below(vocab);
-        match sampler.draw(&found.top_ids[..known], &found.top_logprobs[..known], vocab, sample) {
-            Ok(token) => prop_assert_eq!(token, want),
-            Err(Error::TooFewTokens { known: n, .. }) => prop_assert_eq!(n, known),
+        let of_all = top_p.is_some_and(|p| p < 1.0) && top_k.is_none_or(|k| k >= vocab);
+        match draw(known) {
+            Ok(token) => prop_assert!(is_right(token), "{token}, {wants:?}"),
+            Err(Error::TooFewTokens { known: n, .. }) => prop_assert!(n == known && n < vocab),
+            Err(Error::Option { option: "temperature", .. }) => {
+                prop_assert!(of_all && known < vocab && t != 0.0 && t != 1.0);
+            }
             Err(error) => prop_assert!(false, "{error}"),
         }
         // Where the first filter says how many are left there is always an answer.
         if top_k.is_some_and(|k| k <= known) {
-            let got = sampler.draw(&found.top_ids[..known], &found.top_logprobs[..known], vocab, sample);
-            prop_assert_eq!(got, Ok(want));
+            prop_assert!(draw(known).is_ok_and(is_right));
+        }
+    }
+}
+
+/// Statistics of a row, with its most probable tokens.
+fn stats(ask: LogProbs<'_>, row: &[f32]) -> RowStats {
+    let mut stats = [RowStats::default()];
+    let logits = Logits::new(row, 1, row.len()).unwrap();
+    ask.row_stats(logits, Shard::new(0, row.len()), &mut stats).unwrap();
+    stats[0]
+}
+
+/// All tokens that some hundred draws have.
+fn drawn(n: u64, draw: impl Fn(u64) -> Result<i64, Error>) -> BTreeSet<i64> {
+    (0..n).map(|i| draw(i).unwrap()).collect()
+}
+
+/// Draws among the first `known` tokens of a row: as `f32`, as `f64`, as 16 bits, and as statistics.
+type Way = (&'static str, Box<dyn Fn(Sampler, usize, Sample) -> Result<i64, Error>>);
+
+fn ways(row: &[f32]) -> Vec<Way> {
+    let (vocab, owned) = (row.len(), row.to_vec());
+    let k = vocab.min(LogProbs::MAX_TOP_K);
+    let ask = LogProbs::new().top_k(k);
+    let single = ask.collect(Logits::new(row, 1, vocab).unwrap()).unwrap();
+    let wide: Vec<f64> = row.iter().map(|&x| x.into()).collect();
+    let double = ask.collect(Logits::new(&wide, 1, vocab).unwrap()).unwrap();
+    let narrow: Vec<bf16> = row.iter().map(|&x| bf16::from_f32(x)).collect();
+    let is_narrow = narrow.iter().zip(row).all(|(x, y)| x.to_f32() == *y);
+    let half = ask.collect(Logits::new(&narrow, 1, vocab).unwrap()).unwrap();
+    let mut ways: Vec<Way> = vec![
+        (
+            "f32",
+            Box::new(move |sampler, known, sample| {
+                sampler.draw(&single.top_ids[..known], &single.top_logprobs[..known], vocab, sample)
+            }),
+        ),
+        (
+            "f64",
+            Box::new(move |sampler, known, sample| {
+                sampler.draw(&double.top_ids[..known], &double.top_logprobs[..known], vocab, sample)
+            }),
+        ),
+        (
+            "stats",
+            Box::new(move |sampler, known, sample| {
+                sampler.draw_row(&stats(LogProbs::new().top_k(known), &owned), vocab, sample)
+            }),
+        ),
+    ];
+    if is_narrow {
+        ways.push((
+            "bf16",
+            Box::new(move |sampler, known, sample| {
+                sampler.draw(&half.top_ids[..known], &half.top_logprobs[..known], vocab, sample)
+            }),
+        ));
+    }
+    ways
+}
+
+/// That `top_p` leaves so many tokens, fewer than there are: these will do, and one less will not.
+#[track_caller]
+fn leaves(row: &[f32], ways: &[Way], p: f64, count: usize) {
+    let sampler = Sampler::new().top_p(p);
+    let sample = Sample::new(3, 5);
+    for (way, draw) in ways {
+        let what = format!("{way}: {p} of {}", row.len());
+        let got = draw(sampler, count, sample);
+        assert!(got.is_ok(), "{got:?} of {count}, {what}");
+        if count > 1 {
+            let got = draw(sampler, count - 1, sample);
+            let error = Error::TooFewTokens { option: "top_p", known: count - 1 };
+            assert_eq!(got, Err(error), "{what}");
+        }
+    }
+}
+
+#[test]
+fn top_p_of_equal_tokens() {
+    let row = [0.0_f32; 4];
+    for (way, draw) in ways(&row) {
+        let tokens = |p: f64, known: usize| {
+            drawn(200, |i| draw(Sampler::new().top_p(p), known, Sample::new(11, i)))
+        };
+        assert_eq!(tokens(0.25, 2), [0].into(), "{way}");
+        assert_eq!(tokens(0.5, 2), [0, 1].into(), "{way}");
+        assert_eq!(tokens(0.75, 3), [0, 1, 2].into(), "{way}");
+        assert_eq!(tokens(0.250_001, 2), [0, 1].into(), "{way}");
+        assert_eq!(tokens(0.249_999, 2), [0].into(), "{way}");
+        assert_eq!(tokens(0.750_001, 4), [0, 1, 2, 3].into(), "{way}");
+        // Of all that is known there is always an answer.
+        for p in [0.999_999_999, 1.0 - 2f64.powi(-53), 1.0] {
+            assert_eq!(tokens(p, 4), [0, 1, 2, 3].into(), "{way}");
+        }
+    }
+    // `j` of `vocab`, for all of them: the quotient is rounded, up or down.
+    for vocab in [2, 3, 5, 6, 7, 9, 10, 11, 49, 100, 127, 129, 1000, 1023, 50_257, 151_936] {
+        for x in [0.0, 1.5, -20.0, 1e4] {
+            if thin() > 1 && vocab > 10 || vocab > 1000 && x != 1.5 {
+                continue;
+            }
+            let row = vec![x; vocab];
+            let ways = ways(&row);
+            let step = if vocab > 1000 { 17 } else { 1 };
+            for j in (1..vocab.min(128)).step_by(step) {
+                let p = j as f64 / vocab as f64;
+                leaves(&row, &ways, p, j);
+                leaves(&row, &ways, p * (1.0 - 1e-5), j);
+                if j < vocab.min(128) - 1 {
+                    leaves(&row, &ways, p * (1.0 + 1e-5), j + 1);
+                }
+            }
+        }
+    }
+    // Decimal fractions are rounded too.
+    let row = [2.0_f32; 10];
+    let ways = ways(&row);
+    for (i, p) in [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9].into_iter().enumerate() {
+        leaves(&row, &ways, p, i + 1);
+    }
+    // One more than a tenth is not.
+    for p in [0.1 + 0.2, 0.7 + 1e-16, 1.0 - 0.9] {
+        leaves(&row, &ways, p, (p * 10.0).round() as usize);
+    }
+}
+
+/// Some tokens of a high logit among others of a low one: the sums are no fractions that one could round.
+#[test]
+fn top_p_of_hot_tokens() {
+    for vocab in [20, 1000, 32_000] {
+        for (hot, x) in [(1, 4.0_f32), (3, 0.5), (7, 2.25), (5, 9.0), (10, 15.0), (4, -3.0)] {
+            let (high, low) = if x > 0.0 { (x, 0.0) } else { (0.0, x) };
+            let mut row = vec![low; vocab];
+            (0..hot).for_each(|i| row[i * (vocab / hot)] = high);
+            let (e, rest) = (f64::from(high).exp(), (vocab - hot) as f64 * f64::from(low).exp());
+            let p = e / (hot as f64 * e + rest);
+            let ways = ways(&row);
+            for j in 1..=hot {
+                leaves(&row, &ways, j as f64 * p, j);
+                leaves(&row, &ways, j as f64 * p * (1.0 - 1e-5), j);
+            }
+            if hot > 1 && p * (hot as f64) < 0.99 {
+                leaves(&row, &ways, p * (1.0 + 1e-5), 2);
+            }
+        }
+    }
+}
+
+/// A temperature does not make a number of what rounding left.
+#[test]
+fn top_p_after_top_k_at_a_temperature() {
+    let equal = [7.25_f32; 9];
+    for t in [1e-12, 1e-6, 0.01, 0.7, 1.0, 3.0, 1e6] {
+        for (way, draw) in ways(&equal) {
+            let tokens = |k: usize, p: f64| {
+                let sampler = Sampler::new().top_k(k).top_p(p);
+                drawn(200, |i| draw(sampler, 5, Sample::new(1, i).temperature(t)))
+            };
+            let what = format!("{way} at {t}");
+            for j in 1..5 {
+                assert_eq!(tokens(4, j as f64 / 4.0), (0..j).collect(), "{j}, {what}");
+                assert_eq!(tokens(5, j as f64 / 5.0), (0..j).collect(), "{j}, {what}");
+            }
+            assert_eq!(tokens(2, 0.5), [0].into(), "{what}");
+            assert_eq!(tokens(2, 0.51), [0, 1].into(), "{what}");
+            assert_eq!(tokens(3, 0.7), [0, 1, 2].into(), "{what}");
+        }
+    }
+    // Twice as probable as the others, at the temperature.
+    for t in [0.5_f32, 1.0, 2.0] {
+        let row = [t * std::f32::consts::LN_2, 0.0, 0.0, -50.0];
+        for (way, draw) in ways(&row) {
+            let tokens = |p: f64| {
+                let sampler = Sampler::new().top_k(3).top_p(p);
+                drawn(200, |i| draw(sampler, 3, Sample::new(1, i).temperature(t.into())))
+            };
+            assert_eq!(tokens(0.4999), [0].into(), "{way} at {t}");
+            if way == "f32" {
+                assert_eq!(tokens(0.5), [0].into(), "{way} at {t}");
+                assert_eq!(tokens(0.75), [0, 1].into(), "{way} at {t}");
+            }
+            assert_eq!(tokens(0.501), [0, 1].into(), "{way} at {t}");
+            assert_eq!(tokens(0.751), [0, 1, 2].into(), "{way} at {t}");
+        }
+    }
+}
+
+#[test]
+fn min_p_at_its_bound() {
+    for p in [0.5_f64, 0.1, 0.05, 0.9, 0.7] {
+        for base in [0.0_f32, 3.3, -12.0, 20.0] {
+            let row = [base, base + p.ln() as f32, -60.0, -60.0];
+            for (way, draw) in ways(&row) {
+                let tokens = |p: f64, t: f64| {
+                    let sampler = Sampler::new().min_p(p);
+                    drawn(4000, |i| draw(sampler, 3, Sample::new(1, i).temperature(t)))
+                };
+                // With another base the difference of the logits is not that of `f64`.
+                if way == "stats" || base == 0.0 && way == "f32" {
+                    assert_eq!(tokens(p, 1.0), [0, 1].into(), "{way}, {p}, {base}");
+                }
+                assert_eq!(tokens(p * (1.0 - 1e-5), 1.0), [0, 1].into(), "{way}, {p}, {base}");
+                assert_eq!(tokens(p * (1.0 + 1e-5), 1.0), [0].into(), "{way}, {p}, {base}");
+                assert_eq!(tokens(0.999 * p * p, 0.5), [0, 1].into(), "{way}, {p}, {base}");
+            }
+        }
+    }
+    let double = [0.0_f64, 0.5f64.ln(), -60.0];
+    let found = LogProbs::new().top_k(3).collect(Logits::new(&double, 1, 3).unwrap()).unwrap();
+    for (p, tokens) in [(0.5, &[0, 1][..]), (0.5 + 1e-14, &[0]), (0.5 - 1e-14, &[0, 1])] {
+        let sampler = Sampler::new().min_p(p);
+        let draw = |i| sampler.draw(&found.top_ids, &found.top_logprobs, 3, Sample::new(1, i));
+        assert_eq!(drawn(200, draw), tokens.iter().copied().collect(), "{p}");
+    }
+    // Ties with the first, of which 1 leaves all and more than 1 only one; and what is not quite as large.
+    let row = [2.0_f32, 2.0, 2.0_f32.next_down(), 1.0];
+    for (way, draw) in ways(&row) {
+        let tokens = |p: f64| drawn(200, |i| draw(Sampler::new().min_p(p), 4, Sample::new(1, i)));
+        let ties = tokens(1.0);
+        // In `f32` neighbours may have the same log-probability.
+        assert!(ties == [0, 1].into() || way == "f32" && ties == [0, 1, 2].into(), "{ties:?}");
+        assert_eq!(tokens(1.0 + 1e-9), [0].into(), "{way}");
+        assert_eq!(tokens(0.999), [0, 1, 2].into(), "{way}");
+    }
+}
+
+#[test]
+fn top_k_of_equal_tokens_leaves_the_lowest_ids() {
+    let row = [1.0_f32, 3.0, 2.0, 3.0, 2.0, 2.0, 3.0];
+    for (way, draw) in ways(&row) {
+        for (k, left) in [(1, &[1][..]), (2, &[1, 3]), (3, &[1, 3, 6]), (4, &[1, 2, 3, 6])] {
+            let sampler = Sampler::new().top_k(k);
+            let tokens = drawn(400, |i| draw(sampler, 5, Sample::new(1, i).temperature(3.0)));
+            assert_eq!(tokens, left.iter().copied().collect(), "{way}, {k}");
+        }
+    }
+}
+
+/// 0 is off, as elsewhere, and more than the vocabulary is all of it.
+#[test]
+fn top_k_of_nothing_and_of_more_than_there_is() {
+    assert_eq!(Sampler::new().top_k(0), Sampler::new());
+    assert_eq!(Sampler::new().top_k(5).top_k(0), Sampler::new());
+    let row = [0.0_f32, 1.0, 2.0, -1.0, 0.5];
+    for (way, draw) in ways(&row) {
+        for k in [0, 5, 6, 128, 1000, usize::MAX] {
+            for position in 0..50 {
+                for t in [0.0, 0.5, 1.0, 2.0] {
+                    let sample = Sample::new(9, position).temperature(t);
+                    for more in [
+                        Sampler::new(),
+                        Sampler::new().top_p(0.8),
+                        Sampler::new().min_p(0.2),
+                        Sampler::new().top_p(0.9).min_p(0.1),
+                    ] {
+                        let got = draw(more.top_k(k), 5, sample);
+                        assert!(got.is_ok(), "{way}, {k}: {got:?}");
+                        assert_eq!(got, draw(more, 5, sample), "{way}, {k}");
+                        assert_eq!(
+                            got,
+                            draw(more.top_k(k).top_p(1.0).top_k(k), 5, sample).and(got.clone())
+                        );
+                        // Of some tokens: the same, or the same error.
+                        let some = draw(more.top_k(k), 3, sample);
+                        assert!(some.is_err() || some == got, "{way}, {k}: {some:?}");
+                    }
+                    // What is off needs no temperature.
+                    let off = Sampler::new().top_p(1.0).min_p(0.3);
+                    let got = draw(off, 4, sample);
+                    assert_eq!(got, draw(Sampler::new().min_p(0.3), 4, sample), "{way}");
+                    assert!(got.is_ok() || t == 2.0, "{way}, {t}: {got:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_draw_what_the_pass_draws() {
+    let mut rng = Rng::new(77);
+    for position in 0..(400 / thin()).max(40) as u64 {
+        let vocab = 1 + rng.below(128);
+        let kind = Kind::any(&mut rng);
+        let row = kind.row(&mut rng, vocab);
+        for t in [0.0, 1e-30, 0.5, 1.0, 2.0, 1e300] {
+            let samples = [Sample::new(23, position).temperature(t)];
+            let row_stats = stats(LogProbs::new().top_k(vocab).sample(&samples), &row);
+            let want = row_stats.sampled().map(i64::from);
+            for sampler in
+                [Sampler::new(), Sampler::new().top_k(vocab), Sampler::new().top_p(1.0).min_p(0.0)]
+            {
+                let got = sampler.draw_row(&row_stats, vocab, samples[0]);
+                match want {
+                    Some(token) => assert_eq!(got, Ok(token), "{kind:?}, {t}"),
+                    None => {
+                        assert_eq!(got, Err(Error::NothingToSample { known: vocab }), "{kind:?}")
+                    }
+                }
+            }
+        }
+    }
+    // Of shards, merged; and filters that bite, as by way of log-probabilities.
+    let row: Vec<f32> = (0..5000).map(|_| 3.0 * rng.normal()).collect();
+    let part = |from: usize, to: usize| {
+        let x = Logits::new(&row[from..to], 1, to - from).unwrap();
+        let mut stats = [RowStats::default()];
+        let ask = LogProbs::new().top_k(100);
+        ask.row_stats(x, Shard::new(from, 5000), &mut stats).unwrap();
+        stats[0]
+    };
+    let merged = part(0, 2048).merge(&part(2048, 5000));
+    let found = LogProbs::new().top_k(100).collect(Logits::new(&row, 1, 5000).unwrap()).unwrap();
+    for i in 0..500 {
+        for sampler in [
+            Sampler::new().top_k(40),
+            Sampler::new().top_p(0.3),
+            Sampler::new().min_p(0.2),
+            Sampler::new().top_k(50).top_p(0.9).min_p(0.05),
+        ] {
+            let sample = Sample::new(5, i);
+            let want = sampler.draw(&found.top_ids, &found.top_logprobs, 5000, sample);
+            assert_eq!(sampler.draw_row(&merged, 5000, sample), want, "{sampler:?}");
         }
     }
 }
@@ -595,10 +929,8 @@ fn samplers_refuse() {
         let error = Error::Option { option, value: value.to_owned(), range: "at least 0" };
         assert_eq!(draw(sampler, sample), Err(error));
     }
-    let range = "at least 1";
-    let error = Error::Option { option: "top_k", value: "0".to_owned(), range };
-    assert_eq!(draw(Sampler::new().top_k(0), sample), Err(error));
-    let range = "1 or 0, where top_p is of the whole vocabulary";
+    assert_eq!(draw(Sampler::new().top_k(0), sample), too_few("no filter"));
+    let range = "1 or 0, where top_p is of the whole vocabulary (after top_k it may be any)";
     let error = Error::Option { option: "temperature", value: "0.5".to_owned(), range };
     assert_eq!(draw(Sampler::new().top_p(0.1), sample.temperature(0.5)), Err(error));
     assert!(draw(Sampler::new().top_k(2).top_p(0.1), sample.temperature(0.5)).is_ok());
@@ -611,7 +943,9 @@ fn samplers_refuse() {
     let after = |p| draw(Sampler::new().top_k(500).min_p(p), sample);
     assert!(matches!(after(0.5), Ok(4)) && matches!(after(0.2), Ok(4 | 7)));
     assert_eq!(after(0.01), too_few("min_p"));
-    assert_eq!(draw(Sampler::new().top_k(500).min_p(0.5).top_p(0.5), sample), too_few("top_k"));
+    assert_eq!(draw(Sampler::new().top_k(5).min_p(0.5).top_p(0.5), sample), too_few("top_k"));
+    // Of the whole vocabulary, in which the first has 0.6.
+    assert_eq!(draw(Sampler::new().top_k(500).min_p(0.5).top_p(0.5), sample), Ok(4));
     assert_eq!(draw(Sampler::new(), sample.temperature(0.0)), Ok(4));
     assert!(draw(Sampler::new().top_k(2), sample.temperature(f64::MAX)).is_ok());
     let k1 = Sampler::new().top_k(1);

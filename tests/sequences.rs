@@ -152,7 +152,9 @@ fn wrong_offsets_are_named_and_nothing_is_written() {
     let text = "row 3: target 2 is out of range for a vocabulary of 2";
     refuse(&[0, 0, 0, 2, 0], &[0, 2, 3, 5], range, text);
     let count = Error::TargetCount { rows: 5, targets: 4 };
-    refuse(&ids[1..], &[0, 2, 3, 5], count, "4 targets for 5 rows");
+    let text = "4 targets for 5 rows; \
+                where each row predicts the next token, give all tokens to Targets::shifted";
+    refuse(&ids[1..], &[0, 2, 3, 5], count, text);
     let length = Error::OutputLength { output: "scores", len: 3, expected: 2 };
     let ce = CrossEntropy::new();
     assert_eq!(ce.sequences(logits, &ids, &[0, 2, 5], &mut scores), Err(length));

@@ -2,6 +2,7 @@
 
 use crate::disguise::Mask;
 use crate::input::{Input, Numbers};
+use crate::misuse::said;
 use crate::number::Logit;
 use xent::{
     Backend, CrossEntropy, EmptyMean, Error, Ids, Reduction, SparseProbs, Targets, Upstream,
@@ -243,11 +244,11 @@ impl Options {
         if let Reduction::MeanOver(count) = self.reduction
             && !(count > 0.0 && count.is_finite())
         {
-            problems.push(Error::Count { count: count.to_string() });
+            problems.push(Error::Count { count: said(count) });
         }
         let mut option = |option, value: f64, allowed: bool, range| {
             if !allowed {
-                problems.push(Error::Option { option, value: value.to_string(), range });
+                problems.push(Error::Option { option, value: said(value), range });
             }
         };
         let e = self.label_smoothing;

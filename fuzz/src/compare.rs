@@ -4,7 +4,7 @@ use crate::case::{Ignored, OwnedIds, shape};
 use crate::disguise::Mask;
 use crate::input::Input;
 use crate::layout::Layout;
-use crate::misuse::{UNTOUCHED, refuses};
+use crate::misuse::{UNTOUCHED, refuses, said};
 use crate::number::{Logit, Number, keys};
 use crate::oracle::argmax;
 use crate::threads::with_threads;
@@ -111,7 +111,7 @@ impl<P: Logit, Q: Logit> Pair<P, Q> {
         let mut problems = Vec::new();
         let mut option = |option, value: f64, allowed: bool, range| {
             if !allowed {
-                problems.push(Error::Option { option, value: value.to_string(), range });
+                problems.push(Error::Option { option, value: said(value), range });
             }
         };
         let (t, single) = (self.temperature, self.temperature as f32);

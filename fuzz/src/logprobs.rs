@@ -4,7 +4,7 @@ use crate::case::{Ignored, OwnedIds, shape};
 use crate::disguise::Mask;
 use crate::input::Input;
 use crate::layout::Layout;
-use crate::misuse::{UNTOUCHED, refuses};
+use crate::misuse::{UNTOUCHED, refuses, said};
 use crate::naive::Row;
 use crate::number::{Logit, Number, keys};
 use crate::shards;
@@ -99,13 +99,13 @@ impl Bias {
             let range = if id as usize >= vocab {
                 "the token must be in the vocabulary"
             } else if entry > 0 && !starts.contains(&entry) && self.entries[entry - 1].0 >= id {
-                "tokens must ascend"
+                "its token must be above that of the entry before it; sort entries by token, with each token once"
             } else if value.is_nan() || value == f32::INFINITY {
                 "the value must be a number or -inf"
             } else {
                 return None;
             };
-            Some(Error::LogitBias { entry, id, value: value.to_string(), range })
+            Some(Error::LogitBias { entry, id, value: said(value), range })
         };
         let (first, last) = match &self.offsets {
             None => (0, self.entries.len()),
@@ -262,11 +262,11 @@ impl Question {
         let single = self.temperature as f32;
         if !(single.is_normal() && single > 0.0) {
             let range = "a positive number of the range of f32";
-            let value = self.temperature.to_string();
+            let value = said(self.temperature);
             problems.push(Error::Option { option: "temperature", value, range });
         }
-        if self.top_k > vocab.min(LogProbs::MAX_TOP_K) {
-            let range = "at most 128, nor more than the vocabulary";
+        if self.top_k > LogProbs::MAX_TOP_K {
+            let range = "at most 128, the most tokens that are found of a row";
             let value = self.top_k.to_string();
             problems.push(Error::Option { option: "top_k", value, range });
         }
@@ -293,7 +293,7 @@ impl Question {
             }
             let is_fine = |t: f64| (0.0..f64::INFINITY).contains(&t);
             if let Some(row) = samples.iter().position(|sample| !is_fine(sample.temperature)) {
-                let temperature = samples[row].temperature.to_string();
+                let temperature = said(samples[row].temperature);
                 problems.push(Error::SampleTemperature { row, temperature });
             }
         }
@@ -492,7 +492,8 @@ fn oracle<T: Logit>(asked: &Asked<T>, found: &Found<T>, backend: Backend) {
     let targets = question.targets(asked.rows);
     let each = question.candidates.as_ref().map_or(0, |(_, k)| *k);
     let candidates = question.candidates.as_ref().map(|(ids, _)| ids.values());
-    let k = question.top_k;
+    let k = question.top_k.min(asked.vocab);
+    assert_eq!(found.k, k);
     for i in 0..asked.rows {
         let target = targets.as_ref().map(|targets| targets[i]);
         let at = |what: &str| format!("{what} of row {i} on {backend}, {asked:?}");
@@ -595,7 +596,7 @@ impl Wanted {
         let has_top = bits & 3 << 4 != 0;
         let mut each = [1; 12];
         each[3] = k;
-        (each[4], each[5]) = (question.top_k, question.top_k);
+        (each[4], each[5]) = (question.top_k.min(asked.vocab), question.top_k.min(asked.vocab));
         let mut lengths = [None; 12];
         for (i, len) in lengths.iter_mut().enumerate() {
             // Both or none, as there is one setter.
@@ -627,6 +628,7 @@ impl Wanted {
             let (needs, is_given) = match i {
                 0..=2 => ("targets", question.targets.is_some()),
                 3 => ("candidates", question.candidates.is_some()),
+                4 | 5 => ("LogProbs::top_k(k), how many to find", question.top_k > 0 || len == 0),
                 10.. => ("samples", question.samples.is_some()),
                 _ => ("", true),
             };

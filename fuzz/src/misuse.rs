@@ -22,6 +22,12 @@ pub fn run(data: &[u8]) {
 /// What is where nothing may be written.
 pub const UNTOUCHED: f64 = -77.0;
 
+/// A number as errors say it.
+pub fn said(x: impl std::fmt::Debug) -> String {
+    let text = format!("{x:?}");
+    text.strip_suffix(".0").map(str::to_owned).unwrap_or(text)
+}
+
 /// Whether the message has the numbers of the error in it, which are how a caller finds the mistake.
 fn says_what_is_wrong(error: &Error) {
     let message = error.to_string();

@@ -7,7 +7,9 @@ use crate::logprobs::{Asked, Question};
 use crate::number::{Logit, Number, keys};
 use crate::oracle::distance;
 use std::ops::Range;
-use xent::{AllowedTokens, Backend, LogProbs, Logits, RowStats, Shard, TokenLogProbs};
+use xent::{
+    AllowedTokens, Backend, LogProbs, Logits, RowStats, Sample, Sampler, Shard, TokenLogProbs,
+};
 
 /// What the shards of some rows say, on every backend. `found` is what one call found, on each.
 pub fn check<T: Logit + xent::Element<Real = f32>>(
@@ -246,6 +248,8 @@ pub fn any_bytes(input: &mut Input<'_>) {
         let (a, b) = (input.below(all.len()), input.below(all.len()));
         assert_eq!(all[a].merge(&all[b]).is_ok(), all[b].merge(&all[a]).is_ok());
         let Ok(merged) = all[a].merge(&all[b]) else { continue };
+        let sampler = Sampler::new().top_k(3).top_p(0.5).min_p(0.1);
+        let _ = sampler.draw_row(&merged, input.below(9), Sample::new(1, 2));
         facts(&merged);
         let again = RowStats::from_bytes(&merged.to_bytes());
         // Counts and sums may be too large after that.

@@ -14,6 +14,12 @@ fn fails<T: Debug>(result: Result<T, Error>, expected: Error, text: &str) {
     assert_eq!(expected.to_string(), text);
 }
 
+/// Zeros are not many.
+fn number(x: impl Debug) -> String {
+    let text = format!("{x:?}");
+    text.strip_suffix(".0").map(str::to_owned).unwrap_or(text)
+}
+
 /// Two rows of three classes.
 const X: [f32; 6] = [1.0, 2.0, 3.0, 0.5, -1.0, 2.0];
 
@@ -29,6 +35,14 @@ fn length() {
         (0, 1, 1, "1 rows of 1 need 1 elements, but the slice has 0"),
         (1, 0, 3, "0 rows of 3 need 0 elements, but the slice has 1"),
         (1, 3, 0, "3 rows of 0 need 0 elements, but the slice has 1"),
+        (
+            8,
+            2,
+            3,
+            "2 rows of 3 need 6 elements, but the slice has 8; \
+             for rows that begin 4 elements apart use with_stride(.., 4)",
+        ),
+        (4, 2, 3, "2 rows of 3 need 6 elements, but the slice has 4"),
     ] {
         let mut data = vec![0.0; len];
         let error = Error::Length { rows, vocab, len };
@@ -97,11 +111,23 @@ fn nothing_is_wrong_with_no_rows() {
     }
 }
 
+/// What follows where there is one target less than rows.
+const NEXT_TOKENS: &str =
+    "; where each row predicts the next token, give all tokens to Targets::shifted";
+
+/// What is said of a target that is no class.
+fn out_of_range(row: usize, target: i128, vocab: usize) -> String {
+    let ignored = match target {
+        ..0 => format!("; ignore_index({target}) ignores such rows"),
+        _ => String::new(),
+    };
+    format!("row {row}: target {target} is out of range for a vocabulary of {vocab}{ignored}")
+}
+
 #[test]
 fn target_count() {
-    for (targets, text) in
-        [(0, "0 targets for 2 rows"), (1, "1 targets for 2 rows"), (3, "3 targets for 2 rows")]
-    {
+    let one = format!("1 targets for 2 rows{NEXT_TOKENS}");
+    for (targets, text) in [(0, "0 targets for 2 rows"), (1, &one), (3, "3 targets for 2 rows")] {
         // Also where every target is ignored.
         for id in [0, -100] {
             let ids = vec![id; targets];
@@ -117,7 +143,7 @@ fn target_out_of_range() {
     fn check<'a>(targets: impl Into<Targets<'a>>, row: usize, target: i128) {
         let targets = targets.into();
         let error = Error::TargetOutOfRange { row, target, vocab: 3 };
-        let text = format!("row {row}: target {target} is out of range for a vocabulary of 3");
+        let text = out_of_range(row, target, 3);
         for &backend in Backend::available() {
             let ce = CrossEntropy::new().backend(backend);
             fails(ce.forward(two_rows(), targets), error.clone(), &text);
@@ -179,6 +205,7 @@ fn mean_over() {
         (f64::NAN, "NaN"),
         (f64::INFINITY, "inf"),
         (f64::NEG_INFINITY, "-inf"),
+        (-1e-38, "-1e-38"),
     ] {
         let ce = CrossEntropy::new().reduction(Reduction::MeanOver(count));
         let error = Error::Count { count: name.to_owned() };
@@ -406,8 +433,9 @@ fn ignore_index_with_probabilities() {
 #[test]
 fn options_out_of_range() {
     let check = |ce: CrossEntropy, option, value: f64, range| {
-        let error = Error::Option { option, value: value.to_string(), range };
-        refused(&ce, &[0i64, 1], error, &format!("{option} = {value} is not {range}"));
+        let value = number(value);
+        let text = format!("{option} = {value} is not {range}");
+        refused(&ce, &[0i64, 1], Error::Option { option, value, range }, &text);
     };
     let ce = CrossEntropy::new;
     for e in [-0.1, 1.0 + 1e-9, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
@@ -439,7 +467,7 @@ fn options_out_of_range() {
 #[test]
 fn sparse_ids_out_of_range() {
     let check = |ids: [i64; 4], row, target: i64| {
-        let text = format!("row {row}: target {target} is out of range for a vocabulary of 3");
+        let text = out_of_range(row, target.into(), 3);
         let error = Error::TargetOutOfRange { row, target: target.into(), vocab: 3 };
         refused(&CrossEntropy::new(), SparseProbs::new(&ids, &[0.25_f32; 4], 2), error, &text);
     };
@@ -575,7 +603,7 @@ fn requests_of_log_probabilities() {
     for target in [3, -1, i64::MIN, i64::MAX] {
         let targets = [-100, target];
         let error = Error::TargetOutOfRange { row: 1, target: target.into(), vocab: 3 };
-        let text = format!("row 1: target {target} is out of range for a vocabulary of 3");
+        let text = out_of_range(1, target.into(), 3);
         not_answered(LogProbs::new().targets(&targets).top_k(1), error, &text);
     }
     let error = Error::Sequence { rows: 2, sequence: 0 };
@@ -603,20 +631,33 @@ fn requests_of_log_probabilities() {
         not_answered(ask.candidates(&ids, 2), error, &text);
     }
 
-    for k in [4, 128, 129, usize::MAX] {
-        let range = "at most 128, nor more than the vocabulary";
+    for k in [129, usize::MAX] {
+        let range = "at most 128, the most tokens that are found of a row";
         let error = Error::Option { option: "top_k", value: k.to_string(), range };
         not_answered(ask.top_k(k), error, &format!("top_k = {k} is not {range}"));
     }
-    for t in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e-40, 1e39] {
+    for (t, value) in [
+        (0.0, "0"),
+        (-0.0, "-0"),
+        (-1.5, "-1.5"),
+        (f64::NAN, "NaN"),
+        (f64::INFINITY, "inf"),
+        (f64::NEG_INFINITY, "-inf"),
+        (1e-38, "1e-38"),
+        (1e-40, "1e-40"),
+        (-1e39, "-1e39"),
+        (f64::MAX, "1.7976931348623157e308"),
+    ] {
         let range = "a positive number of the range of f32";
-        let error = Error::Option { option: "temperature", value: t.to_string(), range };
-        not_answered(ask.temperature(t), error, &format!("temperature = {t} is not {range}"));
+        let error = Error::Option { option: "temperature", value: value.to_owned(), range };
+        not_answered(ask.temperature(t), error, &format!("temperature = {value} is not {range}"));
     }
-    for words in [&[0u32; 1][..], &[0; 3]] {
+    for (words, hint) in
+        [(&[0u32; 1][..], "; AllowedTokens::stride(0) has one mask for all rows"), (&[0; 3], "")]
+    {
         let len = words.len();
         let error = Error::InputLength { what: "words of allowed tokens", len, expected: 2 };
-        let text = format!("words of allowed tokens: {len} values instead of 2");
+        let text = format!("words of allowed tokens: {len} values instead of 2{hint}");
         not_answered(ask.allowed_tokens(AllowedTokens::new(words)), error, &text);
     }
 }
@@ -630,10 +671,17 @@ fn samples() {
         let text = format!("samples: {len} values instead of 2");
         not_answered(ask.sample(&samples), error, &text);
     }
-    for t in [-1.0, -5e-324, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+    for (t, temperature) in [
+        (-1.0, "-1"),
+        (-5e-324, "-5e-324"),
+        (f64::NAN, "NaN"),
+        (f64::INFINITY, "inf"),
+        (f64::NEG_INFINITY, "-inf"),
+    ] {
         let samples = [Sample::new(1, 2), Sample::new(1, 2).temperature(t)];
-        let error = Error::SampleTemperature { row: 1, temperature: t.to_string() };
-        let text = format!("row 1: temperature {t} of a sample is not finite and at least 0");
+        let error = Error::SampleTemperature { row: 1, temperature: temperature.to_owned() };
+        let text =
+            format!("row 1: temperature {temperature} of a sample is not finite and at least 0");
         not_answered(ask.sample(&samples), error, &text);
     }
     // All others will do.
@@ -655,19 +703,22 @@ fn logit_biases() {
     const INF: f32 = f32::INFINITY;
     let ask = LogProbs::new().targets(&[0i64, 1]).top_k(1);
     let in_vocabulary = "the token must be in the vocabulary";
-    let ascend = "tokens must ascend";
-    let number = "the value must be a number or -inf";
+    let ascend = "its token must be above that of the entry before it; \
+                  sort entries by token, with each token once";
+    let a_number = "the value must be a number or -inf";
     for (entries, entry, range) in [
         (&[(0, 1.0), (3, 1.0)][..], 1, in_vocabulary),
         (&[(u32::MAX, 1.0)], 0, in_vocabulary),
         (&[(1, 1.0), (0, 1.0)], 1, ascend),
         (&[(1, 1.0), (1, 1.0)], 1, ascend),
-        (&[(0, f32::NAN)], 0, number),
-        (&[(0, 1.0), (1, INF)], 1, number),
+        (&[(7, 1e-38)], 0, in_vocabulary),
+        (&[(0, f32::NAN)], 0, a_number),
+        (&[(0, 1.0), (1, INF)], 1, a_number),
     ] {
         let (id, value) = entries[entry];
-        let error = Error::LogitBias { entry, id, value: value.to_string(), range };
-        let text = format!("logit bias, entry {entry}: token {id}, {value}: {range}");
+        let value = number(value);
+        let text = format!("logit bias, entry {entry} (token {id}, value {value}): {range}");
+        let error = Error::LogitBias { entry, id, value, range };
         not_answered(ask.logit_bias(LogitBias::new(entries)), error.clone(), &text);
         // The entries of one row, whose number is that among all.
         let offsets = [0, 0, entries.len()];
@@ -748,6 +799,25 @@ fn token_outputs() {
 }
 
 #[test]
+fn outputs_for_a_top_k_that_was_not_asked_for() {
+    let needs = "LogProbs::top_k(k), how many to find";
+    for k in 1..5 {
+        let (mut ids, mut top, mut argmax) = (vec![7; k], vec![7.0; k], [7; 2]);
+        let out = TokenOutputs::new().argmax(&mut argmax).top_k(&mut ids, &mut top);
+        let text = format!("output `top_k ids` needs {needs}");
+        let error = Error::Missing { output: "top_k ids", needs };
+        fails(LogProbs::new().run(two_rows(), out), error, &text);
+        let out = TokenOutputs::new().argmax(&mut argmax).top_k(&mut [], &mut top);
+        let text = format!("output `top_k logprobs` needs {needs}");
+        let error = Error::Missing { output: "top_k logprobs", needs };
+        fails(LogProbs::new().run(two_rows(), out), error, &text);
+        assert_eq!((ids, top, argmax), (vec![7; k], vec![7.0; k], [7; 2]));
+    }
+    let out = TokenOutputs::new().top_k(&mut [], &mut []);
+    assert_eq!(LogProbs::new().run(two_rows(), out), Ok(()));
+}
+
+#[test]
 fn shards() {
     let ask = LogProbs::new().targets(&[0i64, 1]).ranks(true);
     for (first, vocab) in [(0, 2), (1, 3), (3, 3), (usize::MAX, 3), (usize::MAX, usize::MAX)] {
@@ -771,7 +841,7 @@ fn shards() {
         fails(ask.row_stats(two_rows(), Shard::new(0, 3), &mut stats), error, &text);
         assert!(stats.iter().all(|stats| *stats == marked()));
     }
-    // The top k may exceed a shard, but not the vocabulary; a target may be anywhere in that.
+    // The top k may exceed a shard; a target may be anywhere in the vocabulary.
     let mut stats = [marked(); 2];
     let far = LogProbs::new().targets(&[999i64, 1]).top_k(128);
     assert!(far.row_stats(two_rows(), Shard::new(500, 1000), &mut stats).is_ok());
@@ -841,41 +911,90 @@ fn requests_of_nothing() {
 #[test]
 fn samplers() {
     let sample = Sample::new(1, 2);
-    let option =
-        |option, value: f64, range| Error::Option { option, value: value.to_string(), range };
+    let option = |option, value: &str, range| Error::Option { option, value: value.into(), range };
     let draw = |sampler: Sampler, sample| sampler.draw(&[1, 0], &[-0.5_f32, -1.0], 9, sample);
     let of = |sampler: Sampler, error: Error, text: &str| fails(draw(sampler, sample), error, text);
-    for p in [-1e-9, f64::NAN, f64::NEG_INFINITY] {
-        let (range, text) = ("at least 0", format!("top_p = {p} is not at least 0"));
-        of(Sampler::new().top_p(p), option("top_p", p, range), &text);
-        let text = format!("min_p = {p} is not at least 0");
-        of(Sampler::new().min_p(p), option("min_p", p, range), &text);
+    for (p, value) in [(-1e-9, "-1e-9"), (f64::NAN, "NaN"), (f64::NEG_INFINITY, "-inf")] {
+        let (range, text) = ("at least 0", format!("top_p = {value} is not at least 0"));
+        of(Sampler::new().top_p(p), option("top_p", value, range), &text);
+        let text = format!("min_p = {value} is not at least 0");
+        of(Sampler::new().min_p(p), option("min_p", value, range), &text);
     }
-    of(Sampler::new().top_k(0), option("top_k", 0.0, "at least 1"), "top_k = 0 is not at least 1");
-    for k in [3, usize::MAX] {
-        let error = Error::TooFewTokens { option: "top_k", known: 2 };
-        of(Sampler::new().top_k(k), error, "top_k needs more than the 2 most probable tokens");
+    // Of a vocabulary of 9, where 2 are known.
+    let all = "without top_k, top_p or min_p all tokens are needed, but only the 2 most probable are known; \
+               set Sampler::top_k, or draw among all with LogProbs::sample";
+    let more = |option: &str| {
+        format!(
+            "{option} needs more than the 2 most probable tokens; ask LogProbs::top_k for more, \
+             set Sampler::top_k to at most 2, or draw among all with LogProbs::sample"
+        )
+    };
+    let many = "top_k needs more than the 2 most probable tokens; \
+                ask LogProbs::top_k for as many, or draw among all with LogProbs::sample";
+    for (sampler, option, text) in [
+        (Sampler::new(), "no filter", all),
+        (Sampler::new().top_k(0), "no filter", all),
+        (Sampler::new().top_p(1.0), "no filter", all),
+        (Sampler::new().min_p(0.0), "no filter", all),
+        (Sampler::new().top_k(3), "top_k", many),
+        (Sampler::new().top_k(9), "top_k", many),
+        (Sampler::new().top_k(usize::MAX), "top_k", many),
+        (Sampler::new().top_p(0.99), "top_p", &more("top_p")),
+        (Sampler::new().top_k(0).top_p(0.99), "top_p", &more("top_p")),
+        (Sampler::new().min_p(0.5), "min_p", &more("min_p")),
+    ] {
+        of(sampler, Error::TooFewTokens { option, known: 2 }, text);
     }
-    for t in [-1.0, f64::NAN, f64::INFINITY] {
-        let error = Error::SampleTemperature { row: 0, temperature: t.to_string() };
-        let text = format!("row 0: temperature {t} of a sample is not finite and at least 0");
+    for (t, temperature) in
+        [(-1.0, "-1"), (-1e-300, "-1e-300"), (f64::NAN, "NaN"), (f64::INFINITY, "inf")]
+    {
+        let error = Error::SampleTemperature { row: 0, temperature: temperature.to_owned() };
+        let text =
+            format!("row 0: temperature {temperature} of a sample is not finite and at least 0");
         fails(draw(Sampler::new().top_k(1), sample.temperature(t)), error, &text);
+    }
+    let range = "1 or 0, where top_p is of the whole vocabulary (after top_k it may be any)";
+    for (t, value) in [(0.5, "0.5"), (1e-38, "1e-38"), (1e300, "1e300")] {
+        let text = format!("temperature = {value} is not {range}");
+        let error = option("temperature", value, range);
+        fails(draw(Sampler::new().top_p(0.1), sample.temperature(t)), error, &text);
     }
     let what = "log-probabilities of tokens";
     let result = Sampler::new().draw(&[1, 0], &[0.0_f32], 2, sample);
     let text = "log-probabilities of tokens: 1 values instead of 2";
     fails(result, Error::InputLength { what, len: 1, expected: 2 }, text);
     for logprobs in [[f32::NAN, 0.0], [0.0, f32::NAN], [f32::NEG_INFINITY; 2]] {
-        let error = Error::NothingToSample { known: 2 };
-        assert_eq!(Sampler::new().draw(&[1, 0], &logprobs, 2, sample), Err(error));
+        let text =
+            "no token can be drawn: 2 are known, none with a finite log-probability, or one is NaN";
+        let drawn = Sampler::new().draw(&[1, 0], &logprobs, 2, sample);
+        fails(drawn, Error::NothingToSample { known: 2 }, text);
     }
     let error = Error::NothingToSample { known: 0 };
-    assert_eq!(Sampler::new().draw::<f32>(&[], &[], 0, sample), Err(error));
+    let text =
+        "no token can be drawn: no token is known; ask LogProbs::top_k for the most probable ones";
+    fails(Sampler::new().draw::<f32>(&[], &[], 0, sample), error.clone(), text);
+    fails(Sampler::new().draw_row(&RowStats::default(), 9, sample), error.clone(), text);
+    fails(Sampler::new().draw_row(&marked(), 1, sample), error, text);
     // Whatever the order, the ids and the vocabulary: one of the tokens.
     let (ids, logprobs) = ([i64::from(u32::MAX) - 1, 7, 7], [-3.0, 9.0, f64::INFINITY]);
-    for t in [0.0, 1e-300, 1.0, f64::MAX] {
-        let drawn = Sampler::new().draw(&ids, &logprobs, 0, sample.temperature(t)).unwrap();
-        assert!(ids.contains(&drawn));
+    let filters = [0.0, 1e-300, 0.5, 1.0 - 2f64.powi(-53), 1.0, f64::INFINITY];
+    for t in [0.0, 5e-324, 1e-300, 1.0, f64::MAX] {
+        for vocab in [0, 3, 9] {
+            for p in filters {
+                for sampler in [
+                    Sampler::new(),
+                    Sampler::new().top_p(p),
+                    Sampler::new().min_p(p),
+                    Sampler::new().top_k(2).top_p(p).min_p(p),
+                    Sampler::new().top_k(usize::MAX).top_p(p).min_p(p),
+                ] {
+                    let drawn = sampler.draw(&ids, &logprobs, vocab, sample.temperature(t));
+                    let is_whole = vocab <= 3;
+                    assert!(drawn.is_ok() || !is_whole, "{t}, {sampler:?}: {drawn:?}");
+                    assert!(drawn.is_err() || ids.contains(&drawn.unwrap()));
+                }
+            }
+        }
     }
     for id in [i64::MIN, -1, u32::MAX.into(), i64::MAX] {
         let error = Error::NotAToken { row: 0, id: id.into() };
@@ -900,6 +1019,8 @@ fn statistics_from_bytes() {
             let _ = (stats.loss(), stats.saved(), stats.rank(), stats.strict_rank());
             let _ = (stats.argmax(), stats.entropy(), stats.varentropy(), stats.sampled());
             assert!(stats.top_k().count() <= 128);
+            let sampler = Sampler::new().top_k(2).top_p(0.5).min_p(0.5);
+            let _ = sampler.draw_row(&stats, 2, Sample::new(1, 2));
         }
     }
 }
@@ -924,8 +1045,9 @@ fn comparisons() {
         refused(Compare::new(), other, error, &text);
     }
     let option = |option, value: f64, range| {
+        let value = number(value);
         let text = format!("{option} = {value} is not {range}");
-        (Error::Option { option, value: value.to_string(), range }, text)
+        (Error::Option { option, value, range }, text)
     };
     for t in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-40, 1e39] {
         let (error, text) = option("temperature", t, "a positive number of the range of f32");

@@ -447,7 +447,8 @@ typedef struct xent_token_call {
     struct xent_ids candidates;
     // How many of them each row has.
     size_t candidates_per_row;
-    // How many of the most probable tokens to find: at most `XENT_MAX_TOP_K`, and the vocabulary.
+    // How many of the most probable tokens to find: at most `XENT_MAX_TOP_K`, and, but for `xent_row_stats`, the number of
+    // classes. 0 is off.
     size_t top_k;
     // How to draw a token of each row, optional. NULL, as of `bias` and `bias_offsets`, goes with a length of 0.
     const struct xent_sample *samples;
@@ -495,7 +496,7 @@ typedef struct xent_token_call {
     void *sampled_logprobs;
 } xent_token_call;
 
-// What `xent_draw` leaves of the most probable tokens, in the order of the members.
+// What `xent_draw` and `xent_row_stats_draw` leave of the most probable tokens, in the order of the members.
 typedef struct xent_filters {
     // `sizeof(xent_filters)`
     size_t size;
@@ -503,11 +504,11 @@ typedef struct xent_filters {
     uint32_t used;
     // 0
     uint32_t reserved;
-    // Leaves so many tokens; at least 1.
+    // Leaves so many tokens. 0 is off, and so is the vocabulary or more.
     size_t top_k;
-    // Leaves as many as together have at least this probability.
+    // Leaves as few as together have at least this probability, but at least 1. From 1 on it is off.
     double top_p;
-    // Leaves those that are at least so many times as probable as the most probable one.
+    // Leaves those that are at least so many times as probable as the most probable one. 0 is off.
     double min_p;
 } xent_filters;
 
@@ -789,7 +790,8 @@ xent_status xent_tokens(const struct xent_options *options,
 // `top_logprobs` have them for a vocabulary of `vocab`. `filters` may be NULL for none.
 //
 // The result is that of the whole vocabulary, or `XENT_ERROR_NOT_DRAWN` if a filter would leave tokens that are not among
-// those given, or if there is none that could be drawn.
+// those given, or if there is none that could be drawn. A sum of probabilities that reaches `top_p`, or a ratio that reaches
+// `min_p`, but for the rounding of the log-probabilities (2 ULP of `float`) has reached it.
 xent_status xent_draw(const struct xent_filters *filters,
                       const int64_t *ids,
                       const float *logprobs,
@@ -797,6 +799,15 @@ xent_status xent_draw(const struct xent_filters *filters,
                       size_t vocab,
                       const struct xent_sample *sample,
                       int64_t *token);
+
+// As `xent_draw`, of the statistics of a row of `vocab` classes, `XENT_ROW_STATS_BYTES` bytes, which were asked for `top_k` tokens
+// and are merged if they are of shards. Filters decide with the logits and the sum that the pass over the row had, which are not
+// rounded to `float`.
+xent_status xent_row_stats_draw(const struct xent_filters *filters,
+                                const uint8_t *stats,
+                                size_t vocab,
+                                const struct xent_sample *sample,
+                                int64_t *token);
 
 // Statistics of the rows of a vocabulary shard, `XENT_ROW_STATS_BYTES` bytes a row into `stats`, to be sent to wherever they
 // are merged. `stats_len` is their number, that of the rows times `XENT_ROW_STATS_BYTES`.

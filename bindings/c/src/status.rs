@@ -78,7 +78,9 @@ pub(crate) enum Failure {
     Overlap { output: &'static str, other: &'static str, in_place: bool },
     #[error("`{what}`: {len} elements of {size} bytes are more than an address can count")]
     Extent { what: &'static str, len: u128, size: usize },
-    #[error("`{what}`: size is {size} instead of {expected}")]
+    #[error(
+        "`{what}`: size is {size} instead of {expected}; set its member `size` to the sizeof of the structure"
+    )]
     Size { what: &'static str, size: usize, expected: usize },
     #[error(
         "`{what}` has something, after the {known} bytes that this library knows, that is not 0"
@@ -100,14 +102,24 @@ pub(crate) enum Failure {
     OutputLength { what: &'static str, len: usize, expected: usize },
     #[error("`{what}` has {len} elements instead of {expected}")]
     InputLength { what: &'static str, len: usize, expected: usize },
-    #[error("`{output}` needs `{needs}`")]
+    #[error("`{output}` needs `{needs}`{}", of_no_ids(needs))]
     Missing { output: &'static str, needs: &'static str },
-    #[error("{option} = {value} means nothing for {function}")]
+    #[error("{option} = {} means nothing for {function}", number(*value))]
     Meaningless { option: &'static str, value: f64, function: &'static str },
     #[error("{threads} threads could not be started: {error}")]
     Threads { threads: usize, error: String },
     #[error("no memory for {len} elements of {size} bytes")]
     Memory { len: usize, size: usize },
+}
+
+fn of_no_ids(needs: &str) -> &'static str {
+    if needs == "targets" { ", whose dtype is XENT_NO_IDS" } else { "" }
+}
+
+/// As errors of the library say it: with an exponent where zeros would be many.
+fn number(x: f64) -> String {
+    let text = format!("{x:?}");
+    text.strip_suffix(".0").map(str::to_owned).unwrap_or(text)
 }
 
 impl Failure {

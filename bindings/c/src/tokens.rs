@@ -65,7 +65,7 @@ unsafe fn answer<T: Logit>(options: &xent_options, call: &xent_token_call) -> Re
             ask = ask.candidates(ids.get(), call.candidates_per_row);
         }
         let logits = views::matrix::<T>(memory, "logits", &call.logits)?;
-        let out = outputs::<T>(memory, call)?;
+        let out = outputs::<T>(memory, call, logits.vocab())?;
         // Random numbers take longer than everything else.
         let cost = if call.samples.is_null() { 1 } else { 4 };
         let shape = (logits.rows(), logits.vocab());
@@ -124,6 +124,7 @@ unsafe fn request<'a>(
 unsafe fn outputs<'a, T: Logit>(
     memory: &mut Memory<'a>,
     call: &xent_token_call,
+    classes: usize,
 ) -> Result<TokenOutputs<'a, T::Real>, Failure> {
     let reals = [
         call.logprobs,
@@ -143,6 +144,11 @@ unsafe fn outputs<'a, T: Logit>(
         }
         (false, true) => {
             return Err(Failure::Missing { output: "top_ids", needs: "top_logprobs" });
+        }
+        // Results would be closer together than outputs of `top_k` a row say.
+        (false, false) if call.top_k > classes && call.top_k <= XENT_MAX_TOP_K => {
+            let (value, range) = (call.top_k.to_string(), "at most the number of classes");
+            return Err(xent::Error::Option { option: "top_k", value, range }.into());
         }
         _ => {}
     }
@@ -196,7 +202,8 @@ unsafe fn outputs<'a, T: Logit>(
 /// `top_logprobs` have them for a vocabulary of `vocab`. `filters` may be NULL for none.
 ///
 /// The result is that of the whole vocabulary, or `XENT_ERROR_NOT_DRAWN` if a filter would leave tokens that are not among
-/// those given, or if there is none that could be drawn.
+/// those given, or if there is none that could be drawn. A sum of probabilities that reaches `top_p`, or a ratio that reaches
+/// `min_p`, but for the rounding of the log-probabilities (2 ULP of `float`) has reached it.
 ///
 /// # Safety
 /// As `xent_tokens`.
@@ -211,23 +218,58 @@ pub unsafe extern "C" fn xent_draw(
     token: *mut i64,
 ) -> xent_status {
     guard(|| {
-        let mut sampler = Sampler::new();
         // SAFETY: the caller promises that all of this is NULL or valid.
         unsafe {
-            if !filters.is_null() {
-                let filters = raw::read_sized("filters", filters)?;
-                sampler = of_filters(&filters)?;
-            }
+            let sampler = read_filters(filters)?;
             let mut memory = Memory::new();
             let (token, sample) = (memory.one("token", token)?, raw::read("sample", sample)?);
             let ids = memory.input::<i64>("ids", ids.cast(), n as u128)?;
             let logprobs = memory.input::<f32>("logprobs", logprobs.cast(), n as u128)?;
-            let xent_sample { seed, position, temperature } = sample;
-            let sample = Sample::new(seed, position).temperature(temperature);
-            token.set(sampler.draw(ids, logprobs, vocab, sample)?);
+            token.set(sampler.draw(ids, logprobs, vocab, of_sample(sample))?);
         }
         Ok(())
     })
+}
+
+/// As `xent_draw`, of the statistics of a row of `vocab` classes, `XENT_ROW_STATS_BYTES` bytes, which were asked for `top_k` tokens
+/// and are merged if they are of shards. Filters decide with the logits and the sum that the pass over the row had, which are not
+/// rounded to `float`.
+///
+/// # Safety
+/// As `xent_tokens`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn xent_row_stats_draw(
+    filters: *const xent_filters,
+    stats: *const u8,
+    vocab: usize,
+    sample: *const xent_sample,
+    token: *mut i64,
+) -> xent_status {
+    guard(|| {
+        // SAFETY: the caller promises that all of this is NULL or valid.
+        unsafe {
+            let sampler = read_filters(filters)?;
+            let mut memory = Memory::new();
+            let (token, sample) = (memory.one("token", token)?, raw::read("sample", sample)?);
+            let stats = parse(&mut memory, "stats", stats)?;
+            token.set(sampler.draw_row(&stats, vocab, of_sample(sample))?);
+        }
+        Ok(())
+    })
+}
+
+fn of_sample(xent_sample { seed, position, temperature }: xent_sample) -> Sample {
+    Sample::new(seed, position).temperature(temperature)
+}
+
+/// # Safety
+/// `filters` is NULL, for none, or valid.
+unsafe fn read_filters(filters: *const xent_filters) -> Result<Sampler, Failure> {
+    if filters.is_null() {
+        return Ok(Sampler::new());
+    }
+    // SAFETY: passed on.
+    of_filters(&unsafe { raw::read_sized("filters", filters) }?)
 }
 
 fn of_filters(filters: &xent_filters) -> Result<Sampler, Failure> {

@@ -328,7 +328,8 @@ pub struct xent_token_call {
     pub candidates: xent_ids,
     /// How many of them each row has.
     pub candidates_per_row: usize,
-    /// How many of the most probable tokens to find: at most `XENT_MAX_TOP_K`, and the vocabulary.
+    /// How many of the most probable tokens to find: at most `XENT_MAX_TOP_K`, and, but for `xent_row_stats`, the number of
+    /// classes. 0 is off.
     pub top_k: usize,
     /// How to draw a token of each row, optional. NULL, as of `bias` and `bias_offsets`, goes with a length of 0.
     pub samples: *const xent_sample,
@@ -376,7 +377,7 @@ pub struct xent_token_call {
     pub sampled_logprobs: *mut c_void,
 }
 
-/// What `xent_draw` leaves of the most probable tokens, in the order of the members.
+/// What `xent_draw` and `xent_row_stats_draw` leave of the most probable tokens, in the order of the members.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct xent_filters {
@@ -386,11 +387,11 @@ pub struct xent_filters {
     pub used: u32,
     /// 0
     pub reserved: u32,
-    /// Leaves so many tokens; at least 1.
+    /// Leaves so many tokens. 0 is off, and so is the vocabulary or more.
     pub top_k: usize,
-    /// Leaves as many as together have at least this probability.
+    /// Leaves as few as together have at least this probability, but at least 1. From 1 on it is off.
     pub top_p: f64,
-    /// Leaves those that are at least so many times as probable as the most probable one.
+    /// Leaves those that are at least so many times as probable as the most probable one. 0 is off.
     pub min_p: f64,
 }
 

@@ -312,7 +312,7 @@ static void test_options(void) {
 
     OK(xent_options_set_no_ignore_index(options));
     FAILS_WITH(xent_forward(options, &x, &t, &loss), XENT_ERROR_TARGET_RANGE,
-               "row 3: target -100 is out of range for a vocabulary of 131");
+               "row 3: target -100 is out of range for a vocabulary of 131; ignore_index(-100) ignores such rows");
     OK(xent_options_set_ignore_index(options, -100));
 
     {
@@ -790,6 +790,30 @@ static void test_tokens(void) {
         filters.top_k = 1;
         OK(xent_draw(&filters, top_ids, top, K, CLASSES, &sample, &token));
         CHECK(token == top_ids[0]);
+        filters.top_k = 0; /* off: more is needed than is known */
+        FAILS(xent_draw(&filters, top_ids, top, K, CLASSES, &sample, &token), XENT_ERROR_NOT_DRAWN);
+        OK(xent_draw(&filters, top_ids, top, K, K, &sample, &token));
+        filters.top_k = SIZE_MAX; /* all */
+        OK(xent_draw(&filters, top_ids, top, K, K, &sample, &token));
+        {
+            /* Of four equal tokens: what reaches the bound but for rounding has reached it. */
+            const float log_4 = -1.38629436f, equal[2] = {log_4, log_4};
+            const int64_t first[2] = {0, 1};
+            int both = 0;
+            uint64_t n;
+            filters.used = XENT_FILTER_TOP_P;
+            for (n = 0; n < 100; n++) {
+                xent_sample drawn = {7, n, 1.0};
+                filters.top_p = 0.25;
+                OK(xent_draw(&filters, first, equal, 2, 4, &drawn, &token));
+                CHECK(token == 0);
+                filters.top_p = 0.5;
+                OK(xent_draw(&filters, first, equal, 2, 4, &drawn, &token));
+                both |= 1 << token;
+            }
+            CHECK(both == 3);
+            filters.used = XENT_FILTER_TOP_K;
+        }
         filters.top_k = K;
         filters.used |= XENT_FILTER_TOP_P | XENT_FILTER_MIN_P;
         filters.top_p = 0.9;
@@ -845,7 +869,9 @@ static void test_tokens(void) {
     FAILS_WITH(xent_tokens(NULL, &call), XENT_ERROR_NULL_POINTER, "`bias_offsets` is NULL");
     call.bias_offsets_len = 0;
     bias[1].id = 3;
-    FAILS_WITH(xent_tokens(NULL, &call), XENT_ERROR_OPTION, "logit bias, entry 1: token 3, -inf: tokens must ascend");
+    FAILS_WITH(xent_tokens(NULL, &call), XENT_ERROR_OPTION, 
+               "logit bias, entry 1 (token 3, value -inf): its token must be above that of the entry before it; "
+               "sort entries by token, with each token once");
     call.bias = NULL;
     FAILS_WITH(xent_tokens(NULL, &call), XENT_ERROR_NULL_POINTER, "`bias` is NULL");
     call.bias_len = 0;
@@ -858,6 +884,8 @@ static void test_tokens(void) {
     CHECK(argmax[0] == 32);
     OK(xent_options_set_softcap(options, 5.0));
     FAILS_WITH(xent_tokens(options, &call), XENT_ERROR_OPTION, "softcap = 5 means nothing for xent_tokens");
+    OK(xent_options_set_softcap(options, 1e-37));
+    FAILS_WITH(xent_tokens(options, &call), XENT_ERROR_OPTION, "softcap = 1e-37 means nothing for xent_tokens");
     OK(xent_options_free(options));
 
     /* What can be wrong. */
@@ -886,9 +914,13 @@ static void test_tokens(void) {
     FAILS(xent_tokens(NULL, &call), XENT_ERROR_MISSING);
     call.top_ids = allocate(ROWS * 129 * sizeof(int64_t));
     call.top_logprobs = allocate(ROWS * 129 * sizeof(float));
+    call.logits = matrix(logits_f32, ROWS, 5, STRIDE, XENT_F32);
+    call.top_k = 6;
+    FAILS_WITH(xent_tokens(NULL, &call), XENT_ERROR_OPTION, "top_k = 6 is not at most the number of classes");
+    call.logits = new_token_call().logits;
     call.top_k = XENT_MAX_TOP_K + 1;
     FAILS_WITH(xent_tokens(NULL, &call), XENT_ERROR_OPTION,
-               "top_k = 129 is not at most 128, nor more than the vocabulary");
+               "top_k = 129 is not at most 128, the most tokens that are found of a row");
     free(call.top_ids);
     free(call.top_logprobs);
     call = new_token_call();
@@ -1134,6 +1166,28 @@ static void test_shards(void) {
         OK(xent_row_stats_top(merged, K + 1, ids_of_top, top, &count));
         CHECK(count == K && ids_of_top[0] == s.argmax);
         CLOSE(top[0], rows_f64[i][ids_of_top[0]] - all);
+        {
+            xent_filters filters;
+            xent_sample sample = {5, i, 1.0};
+            int64_t token = -7, by_logprobs = -8;
+            memset(&filters, 0, sizeof filters);
+            filters.size = sizeof filters;
+            FAILS(xent_row_stats_draw(NULL, merged, CLASSES, &sample, &token), XENT_ERROR_NOT_DRAWN);
+            filters.used = XENT_FILTER_TOP_K | XENT_FILTER_TOP_P;
+            filters.top_k = K;
+            filters.top_p = 0.9;
+            OK(xent_row_stats_draw(&filters, merged, CLASSES, &sample, &token));
+            OK(xent_draw(&filters, ids_of_top, top, K, CLASSES, &sample, &by_logprobs));
+            CHECK(token == by_logprobs);
+            sample.temperature = 0.0;
+            OK(xent_row_stats_draw(NULL, merged, CLASSES, &sample, &token));
+            CHECK(token == s.argmax);
+            filters.used = 8;
+            FAILS(xent_row_stats_draw(&filters, merged, CLASSES, &sample, &token), XENT_ERROR_STRUCT);
+            FAILS(xent_row_stats_draw(NULL, NULL, CLASSES, &sample, &token), XENT_ERROR_NULL_POINTER);
+            FAILS(xent_row_stats_draw(NULL, merged, CLASSES, NULL, &token), XENT_ERROR_NULL_POINTER);
+            FAILS(xent_row_stats_draw(NULL, merged, CLASSES, &sample, NULL), XENT_ERROR_NULL_POINTER);
+        }
     }
     FAILS(xent_row_stats(NULL, &call, &shard, a, XENT_ROW_STATS_BYTES), XENT_ERROR_OUTPUT_LENGTH);
     shard.first = CLASSES;
@@ -1156,6 +1210,12 @@ static void test_shards(void) {
     FAILS(xent_row_stats_merge(a, b, merged), XENT_ERROR_SHARD);
     FAILS(xent_row_stats_summary(a, &s), XENT_ERROR_SHARD);
     FAILS(xent_row_stats_top(a, 0, NULL, NULL, &count), XENT_ERROR_SHARD);
+    {
+        xent_sample sample = {5, 6, 1.0};
+        int64_t token = -7;
+        FAILS(xent_row_stats_draw(NULL, a, CLASSES, &sample, &token), XENT_ERROR_SHARD);
+        CHECK(token == -7);
+    }
     FAILS(xent_row_stats_merge(NULL, b, merged), XENT_ERROR_NULL_POINTER);
     FAILS(xent_row_stats_summary(NULL, &s), XENT_ERROR_NULL_POINTER);
     FAILS(xent_row_stats_summary(merged, NULL), XENT_ERROR_NULL_POINTER);
@@ -1315,7 +1375,8 @@ static void test_misuse(void) {
     t.dtype = 17;
     FAILS(xent_forward(NULL, &x, &t, &loss), XENT_ERROR_DTYPE);
     t.dtype = XENT_NO_IDS;
-    FAILS(xent_forward(NULL, &x, &t, &loss), XENT_ERROR_MISSING);
+    FAILS_WITH(xent_forward(NULL, &x, &t, &loss), XENT_ERROR_MISSING,
+               "`loss` needs `targets`, whose dtype is XENT_NO_IDS");
     t = all_targets();
     x.reserved = 1;
     FAILS_WITH(xent_forward(NULL, &x, &t, &loss), XENT_ERROR_STRUCT, "`logits`: the reserved member is 1 instead of 0");
@@ -1324,7 +1385,8 @@ static void test_misuse(void) {
     FAILS(xent_forward(NULL, &x, &t, &loss), XENT_ERROR_STRUCT);
     t = all_targets();
     t.len = ROWS - 1;
-    FAILS_WITH(xent_forward(NULL, &x, &t, &loss), XENT_ERROR_TARGET_COUNT, "6 targets for 7 rows");
+    FAILS_WITH(xent_forward(NULL, &x, &t, &loss), XENT_ERROR_TARGET_COUNT,
+               "6 targets for 7 rows; where each row predicts the next token, give all tokens to Targets::shifted");
 
     /* A target out of range in the last row: nothing is written. */
     memcpy(bad, targets_i32, sizeof bad);
@@ -1335,7 +1397,7 @@ static void test_misuse(void) {
     FAILS(xent_forward(NULL, &x, &t, &loss), XENT_ERROR_TARGET_RANGE);
     bad[ROWS - 1] = -1;
     FAILS_WITH(xent_forward_into(NULL, &x, &t, losses, ROWS, XENT_F32), XENT_ERROR_TARGET_RANGE,
-               "row 6: target -1 is out of range for a vocabulary of 131");
+               "row 6: target -1 is out of range for a vocabulary of 131; ignore_index(-1) ignores such rows");
     call = new_call();
     call.targets = t;
     call.losses = losses;
