@@ -225,6 +225,19 @@ pub enum Error {
         /// The id.
         id: i128,
     },
+    /// A token that is said to be chosen is not the target that log-probabilities were asked for.
+    #[error(
+        "row {row}: token {chosen} is said to be chosen, but the log-probability is that of target {target}; \
+         ask with LogProbs::targets for the tokens that were chosen"
+    )]
+    ChosenToken {
+        /// The first such row.
+        row: usize,
+        /// The token that is said to be chosen.
+        chosen: i64,
+        /// The target of the row.
+        target: i64,
+    },
     /// A logit bias cannot be used.
     #[error("logit bias, entry {entry} (token {id}, value {value}): {range}")]
     LogitBias {

@@ -44,8 +44,10 @@ use crate::{
 /// # Special values
 /// -inf is a mask: log-probability -inf. In rows with a NaN or +inf, or with nothing but -inf, log-probabilities and
 /// entropies are NaN, and nothing can be sampled: -1. NaN is above all numbers in the top k and for the argmax, as in
-/// PyTorch, and never counts in a rank. Rows whose target is `ignore_index`, or one of
-/// `ignore_indices`, are not read; they have 0 everywhere, and -1 for tokens.
+/// PyTorch, and never counts in a rank. Rows without a target where others have one, those whose target is `ignore_index`
+/// or one of `ignore_indices`, and the last of [shifted](Targets::shifted) sequences, are not read: they have 0
+/// everywhere, and -1 for tokens. That 0 is no log-probability. Which rows they are the caller's targets say; of what
+/// [`LogProbs::collect`] returns, [`TokenLogProbs::targets`] is -1 and [`TokenLogProbs::logprob`] `None` for them.
 ///
 /// ```
 /// use xent::{LogProbs, Logits, TokenOutputs};
@@ -325,8 +327,9 @@ impl<'a> LogProbs<'a> {
             top_k: top,
             loss: false,
         };
-        self.check(rows, vocab, 0, vocab, wanted)?;
+        let ask = self.check(rows, vocab, 0, vocab, wanted)?;
         let mut found = TokenLogProbs {
+            targets: zeros(per_row(targets), 1)?,
             logprobs: zeros(per_row(targets), 1)?,
             ranks: zeros(per_row(targets && self.ranks), 1)?,
             strict_ranks: zeros(per_row(targets && self.ranks), 1)?,
@@ -357,6 +360,11 @@ impl<'a> LogProbs<'a> {
             sampled_logprobs: samples.then_some(&mut found.sampled_logprobs[..]),
         };
         self.run(logits, out)?;
+        if let Some(targets) = ask.targets {
+            for (row, to) in found.targets.iter_mut().enumerate() {
+                *to = targets.get(row).map_or(-1, |target| target as i64);
+            }
+        }
         Ok(found)
     }
 
@@ -706,7 +714,11 @@ fn len<T>(slice: &Option<&mut [T]>) -> Option<usize> {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct TokenLogProbs<R = f32> {
-    /// Of the targets.
+    /// The target of each row, -1 for rows that have none: ignored ones, and the last of [shifted](Targets::shifted)
+    /// sequences. Empty also where what was read with serde was written before there was this list.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub targets: Vec<i64>,
+    /// Of the targets. 0 for rows that have none, which is no log-probability: [`TokenLogProbs::logprob`] tells.
     pub logprobs: Vec<R>,
     /// [`TokenOutputs::ranks`].
     pub ranks: Vec<i64>,
@@ -735,6 +747,25 @@ pub struct TokenLogProbs<R = f32> {
 }
 
 impl<R: Copy> TokenLogProbs<R> {
+    /// The log-probability of the target of a row; `None` for a row that has none, that there is not, or if no targets
+    /// were given.
+    ///
+    /// ```
+    /// use xent::{LogProbs, Logits};
+    ///
+    /// let logits = Logits::new(&[0.0_f32; 6], 3, 2)?;
+    /// let found = LogProbs::new().targets(&[1i64, -100, 0]).collect(logits)?;
+    /// assert_eq!((&found.targets[..], found.logprobs[1]), (&[1, -1, 0][..], 0.0));
+    /// let kept: Vec<f32> = (0..3).filter_map(|row| found.logprob(row)).collect();
+    /// let mean = kept.iter().sum::<f32>() / kept.len() as f32;
+    /// assert_eq!((kept.len(), mean), (2, -0.6931472));
+    /// # Ok::<(), xent::Error>(())
+    /// ```
+    pub fn logprob(&self, row: usize) -> Option<R> {
+        let logprob = self.logprobs.get(row).copied();
+        logprob.filter(|_| self.targets.get(row).is_none_or(|&target| target >= 0))
+    }
+
     /// The most probable tokens of a row and their log-probabilities, in descending order; none for a row that there is
     /// not.
     pub fn top(&self, row: usize) -> impl Iterator<Item = (i64, R)> + '_ {

@@ -11,7 +11,13 @@
 //!
 //! # The floor
 //! JSON has no infinity. Here, and nowhere else in this crate, -9999 stands for -inf, for everything below -9999, and for
-//! NaN, the log-probability of rows that have none (and for +inf, which is none): [`FLOOR`].
+//! NaN, the log-probability in rows with a NaN or +inf (and for +inf, which is none): [`FLOOR`].
+//!
+//! # Rows without a target
+//! A row that was ignored, or the last of a [shifted](crate::Targets::shifted) sequence, was not read. Its `logprob` is
+//! null, as that of the first token of a prompt is in other servers (OpenAI's completions with `echo`, vLLM's
+//! `prompt_logprobs`), and so is its element of `top_logprobs` of a completion; that of a chat completion is empty. Its token
+//! is whichever the caller says was chosen; an id below 0, as the ignore index, has the empty text.
 //!
 //! ```
 //! use xent::openai::ChoiceLogprobs;
@@ -51,11 +57,11 @@ pub struct ChoiceLogprobs<R = f32> {
 pub struct TokenLogprob<R = f32> {
     /// Its text: lossy, see [above](self#text-and-bytes).
     pub token: String,
-    /// At least [`FLOOR`].
-    pub logprob: R,
-    /// What it is exactly. Other servers have null for tokens without bytes.
+    /// At least [`FLOOR`]. `None`, null, for a [row without a target](self#rows-without-a-target).
+    pub logprob: Option<R>,
+    /// What it is exactly. Other servers have null for tokens without bytes, which here an id below 0 is.
     pub bytes: Option<Vec<u8>>,
-    /// The most probable tokens in its place, in descending order.
+    /// The most probable tokens in its place, in descending order; none for a row without a target.
     pub top_logprobs: Vec<TopLogprob<R>>,
 }
 
@@ -75,24 +81,27 @@ pub struct TopLogprob<R = f32> {
 pub struct CompletionLogprobs<R = f32> {
     /// Their texts: lossy, see [above](self#text-and-bytes).
     pub tokens: Vec<String>,
-    /// At least [`FLOOR`]. Other servers have null for the first token of a prompt.
+    /// At least [`FLOOR`]. `None`, null, for a [row without a target](self#rows-without-a-target).
     pub token_logprobs: Vec<Option<R>>,
     /// The most probable tokens in the place of each, and the token itself. Of tokens with the same text it is the more
-    /// probable one. Other servers have null for the first token of a prompt.
+    /// probable one. `None`, null, for a row without a target.
     pub top_logprobs: Vec<Option<BTreeMap<String, R>>>,
     /// Where each token begins, in characters of `tokens`.
     pub text_offset: Vec<usize>,
 }
 
 impl<R: Real> ChoiceLogprobs<R> {
-    /// Of the targets that log-probabilities were asked for, which are the tokens `chosen`; `bytes` has those of a token.
+    /// Of the targets that log-probabilities were asked for, which are the tokens `chosen`, one per row; `bytes` has those
+    /// of a token.
+    ///
+    /// Of a row without a target `chosen` may be anything.
     ///
     /// For sampled tokens there is [`ChoiceLogprobs::sampled`].
     ///
     /// # Errors
     /// [`Error::Missing`] if `found` is of no targets, [`Error::InputLength`] unless there is a token per row, or if the
-    /// most probable tokens in `found` are not [`TokenLogProbs::k`] per row, and [`Error::NotAToken`] for ids that are
-    /// negative: those of ignored rows.
+    /// most probable tokens in `found` are not [`TokenLogProbs::k`] per row, [`Error::NotAToken`] for ids that are negative
+    /// in rows that have a target, and [`Error::ChosenToken`] for a token that is not the target of its row.
     pub fn new<'a, B: AsRef<[u8]>>(
         found: &TokenLogProbs<R>,
         chosen: impl Into<Ids<'a>>,
@@ -110,7 +119,7 @@ impl<R: Real> ChoiceLogprobs<R> {
     /// let logits = Logits::new(&[0.0_f32, 9.0, 0.0, 0.0], 1, 4)?;
     /// let found = LogProbs::new().sample(&[Sample::new(42, 0)]).collect(logits)?;
     /// let logprobs = ChoiceLogprobs::sampled(&found, |id| format!("<{id}>"))?;
-    /// assert_eq!((&logprobs.content[0].token[..], logprobs.content[0].logprob), ("<1>", -0.00037016088));
+    /// assert_eq!((&logprobs.content[0].token[..], logprobs.content[0].logprob), ("<1>", Some(-0.00037016088)));
     /// # Ok::<(), xent::Error>(())
     /// ```
     ///
@@ -127,21 +136,24 @@ impl<R: Real> ChoiceLogprobs<R> {
         chosen: Chosen<'_, R>,
         mut bytes: impl FnMut(i64) -> B,
     ) -> Result<Self, Error> {
-        let mut part = |(id, logprob): (i64, R)| {
-            let bytes = bytes(id);
-            let bytes = bytes.as_ref();
-            TopLogprob {
-                token: text(bytes),
-                logprob: floored(logprob),
-                bytes: Some(bytes.to_vec()),
-            }
-        };
         let mut content = Vec::with_capacity(chosen.rows());
         for row in 0..chosen.rows() {
-            let TopLogprob { token, logprob, bytes } = part(chosen.token(row)?);
-            let top = chosen.top(row)?;
-            let top_logprobs = top.map(&mut part).collect();
-            content.push(TokenLogprob { token, logprob, bytes, top_logprobs });
+            let (id, logprob) = chosen.token(row)?;
+            let exactly = id.map(|id| bytes(id).as_ref().to_vec());
+            let mut part = |(id, logprob): (i64, R)| {
+                let bytes = bytes(id).as_ref().to_vec();
+                TopLogprob { token: text(&bytes), logprob: floored(logprob), bytes: Some(bytes) }
+            };
+            let top_logprobs = match logprob {
+                Some(_) => chosen.top(row)?.map(&mut part).collect(),
+                None => Vec::new(),
+            };
+            content.push(TokenLogprob {
+                token: text(exactly.as_deref().unwrap_or_default()),
+                logprob: logprob.map(floored),
+                bytes: exactly,
+                top_logprobs,
+            });
         }
         Ok(ChoiceLogprobs { content })
     }
@@ -201,17 +213,21 @@ impl<R: Real> CompletionLogprobs<R> {
         };
         for row in 0..chosen.rows() {
             let (id, logprob) = chosen.token(row)?;
-            let token = text(bytes(id).as_ref());
-            let mut top = BTreeMap::new();
-            for (id, logprob) in chosen.top(row)? {
-                top.entry(text(bytes(id).as_ref())).or_insert(floored(logprob));
+            let token = id.map_or_else(String::new, |id| text(bytes(id).as_ref()));
+            let logprob = logprob.map(floored);
+            let mut top = None;
+            if let Some(logprob) = logprob {
+                let top = top.insert(BTreeMap::new());
+                for (id, logprob) in chosen.top(row)? {
+                    top.entry(text(bytes(id).as_ref())).or_insert(floored(logprob));
+                }
+                top.entry(token.clone()).or_insert(logprob);
             }
-            top.entry(token.clone()).or_insert(floored(logprob));
             all.text_offset.push(text_offset);
             text_offset = text_offset.saturating_add(token.chars().count());
             all.tokens.push(token);
-            all.token_logprobs.push(Some(floored(logprob)));
-            all.top_logprobs.push(Some(top));
+            all.token_logprobs.push(logprob);
+            all.top_logprobs.push(top);
         }
         Ok(all)
     }
@@ -222,6 +238,8 @@ struct Chosen<'a, R> {
     found: &'a TokenLogProbs<R>,
     ids: Ids<'a>,
     logprobs: &'a [R],
+    /// What the tokens must be, -1 in rows that were not read; empty if that is not known.
+    targets: &'a [i64],
 }
 
 impl<'a, R: Real> Chosen<'a, R> {
@@ -229,14 +247,14 @@ impl<'a, R: Real> Chosen<'a, R> {
         if found.logprobs.is_empty() && !ids.is_empty() {
             return Err(Error::Missing { output: "logprobs", needs: "targets" });
         }
-        Self::checked(found, ids, &found.logprobs)
+        Self::checked(found, ids, &found.logprobs, &found.targets)
     }
 
     fn sampled(found: &'a TokenLogProbs<R>) -> Result<Self, Error> {
         if found.sampled.is_empty() && !found.argmax.is_empty() {
             return Err(Error::Missing { output: "sampled", needs: "samples" });
         }
-        Self::checked(found, (&found.sampled).into(), &found.sampled_logprobs)
+        Self::checked(found, (&found.sampled).into(), &found.sampled_logprobs, &[])
     }
 
     /// Lengths: fields are public, and may come from anywhere.
@@ -244,24 +262,37 @@ impl<'a, R: Real> Chosen<'a, R> {
         found: &'a TokenLogProbs<R>,
         ids: Ids<'a>,
         logprobs: &'a [R],
+        targets: &'a [i64],
     ) -> Result<Self, Error> {
         Error::check_input("chosen tokens", ids.len(), logprobs.len())?;
+        if !targets.is_empty() {
+            Error::check_input("targets", targets.len(), logprobs.len())?;
+        }
         let (rows, k) = (logprobs.len(), found.k);
         let top = rows.checked_mul(k).ok_or(Error::Overflow { rows, elements: k })?;
         Error::check_input("ids of the most probable tokens", found.top_ids.len(), top)?;
         let len = found.top_logprobs.len();
         Error::check_input("log-probabilities of the most probable tokens", len, top)?;
-        Ok(Chosen { found, ids, logprobs })
+        Ok(Chosen { found, ids, logprobs, targets })
     }
 
     fn rows(&self) -> usize {
         self.logprobs.len()
     }
 
-    fn token(&self, row: usize) -> Result<(i64, R), Error> {
+    /// The token, if it is one, and its log-probability, if there is a number.
+    fn token(&self, row: usize) -> Result<(Option<i64>, Option<R>), Error> {
         let id = self.ids.get(row);
         let token = i64::try_from(id).ok().filter(|&id| id >= 0);
-        Ok((token.ok_or(Error::NotAToken { row, id })?, self.logprobs[row]))
+        let target = self.targets.get(row).copied();
+        if target.is_some_and(|target| target < 0) {
+            return Ok((token, None));
+        }
+        let chosen = token.ok_or(Error::NotAToken { row, id })?;
+        match target.filter(|&target| target != chosen) {
+            Some(target) => Err(Error::ChosenToken { row, chosen, target }),
+            None => Ok((token, Some(self.logprobs[row]))),
+        }
     }
 
     fn top(&self, row: usize) -> Result<impl Iterator<Item = (i64, R)> + 'a, Error> {
@@ -285,7 +316,10 @@ fn floored<R: Real>(logprob: R) -> R {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LogProbs, Logits, Sample};
+    use crate::{LogProbs, Logits, Sample, Targets};
+
+    use std::f32::consts::LN_2;
+    use std::f64;
 
     const INF: f32 = f32::INFINITY;
 
@@ -317,7 +351,7 @@ mod tests {
         // What servers add, and tokens without bytes.
         let other = r#"{"content":[{"token":"<|end|>","logprob":-0.5,"bytes":null,"top_logprobs":[]}],"refusal":null}"#;
         let ChoiceLogprobs { content } = serde_json::from_str::<ChoiceLogprobs>(other).unwrap();
-        let [TokenLogprob { token, logprob: -0.5, bytes: None, top_logprobs }] = &content[..]
+        let [TokenLogprob { token, logprob: Some(-0.5), bytes: None, top_logprobs }] = &content[..]
         else {
             panic!("{content:?}");
         };
@@ -371,7 +405,7 @@ mod tests {
         assert!(found.logprobs[0].is_nan() && found.top_logprobs.iter().all(|x| x.is_nan()));
         let logprobs = ChoiceLogprobs::new(&found, &[1u32], |_| "x").unwrap();
         let x = TopLogprob { token: "x".to_owned(), logprob: -9999.0, bytes: Some(vec![b'x']) };
-        assert_eq!(logprobs.content[0].logprob, -9999.0);
+        assert_eq!(logprobs.content[0].logprob, Some(-9999.0));
         assert_eq!(logprobs.content[0].top_logprobs, [x.clone(), x]);
     }
 
@@ -400,6 +434,65 @@ mod tests {
         assert_eq!(logprobs.token_logprobs, [Some(found.sampled_logprobs[0])]);
     }
 
+    /// An ignored row, and the last of a sequence: no row was read for them, and 0 would be certainty.
+    #[test]
+    fn rows_without_a_target() {
+        let x = [0.0_f32, 0.0, 5.0, 5.0, f32::NAN, 0.0, 0.0, -INF];
+        let logits = Logits::new(&x, 4, 2).unwrap();
+        let (ignored, shifted) = ([-100i64, 1, 0, 1], [7i64, -100, 1, 0]);
+        let found = LogProbs::new().targets(&ignored).top_k(1).collect(logits).unwrap();
+        assert_eq!((&found.targets[..], found.logprobs[0]), (&[-1, 1, 0, 1][..], 0.0));
+        assert_eq!((found.logprob(0), found.logprob(1)), (None, Some(-LN_2)));
+        assert!(found.logprob(2).unwrap().is_nan());
+        assert_eq!((found.logprob(3), found.logprob(4)), (Some(-INF), None));
+        let half = || Some([("0".to_owned(), -LN_2), ("1".to_owned(), -LN_2)].into());
+        // A token that may be any, or none.
+        for (chosen, text, bytes) in [(0, "0", Some(vec![b'0'])), (-100, "", None), (-1, "", None)]
+        {
+            let chosen = [chosen, 1, 0, 1];
+            let old = CompletionLogprobs::new(&found, &chosen, 3, |id| id.to_string()).unwrap();
+            assert_eq!(old.tokens, [text, "1", "0", "1"]);
+            assert_eq!(old.token_logprobs, [None, Some(-LN_2), Some(-9999.0), Some(-9999.0)]);
+            assert_eq!(old.top_logprobs[..2], [None, half()]);
+            assert_eq!(old.text_offset[..2], [3, 3 + text.len()]);
+            let json = serde_json::to_string(&old).unwrap();
+            assert!(json.contains(r#""token_logprobs":[null,-0.6931472,"#), "{json}");
+            assert!(json.contains(r#""top_logprobs":[null,{"#), "{json}");
+            assert_eq!(serde_json::from_str::<CompletionLogprobs>(&json).unwrap(), old);
+            let chat = ChoiceLogprobs::new(&found, &chosen, |id| id.to_string()).unwrap();
+            let none =
+                TokenLogprob { token: text.to_owned(), logprob: None, bytes, top_logprobs: vec![] };
+            assert_eq!(chat.content[0], none);
+            assert_eq!(chat.content[1].logprob, Some(-LN_2));
+            let json = serde_json::to_value(&chat).unwrap();
+            assert!(json["content"][0]["logprob"].is_null(), "{json}");
+            assert_eq!(serde_json::from_value::<ChoiceLogprobs>(json).unwrap(), chat);
+        }
+        // Of f64, and without the top k.
+        let logits = Logits::new(&[0.0_f64; 8], 4, 2).unwrap();
+        let next = Targets::shifted(&shifted, 2, 1);
+        let found = LogProbs::new().targets(next).collect(logits).unwrap();
+        assert_eq!(found.targets, [-1, -1, 0, -1]);
+        let old = CompletionLogprobs::new(&found, &[1i64, 1, 0, 1], 0, |_| "x").unwrap();
+        assert_eq!(old.token_logprobs, [None, None, Some(-f64::consts::LN_2), None]);
+        // No target, no number: of all rows.
+        let found = LogProbs::new().targets(&[-100i64; 4]).collect(logits).unwrap();
+        let old = CompletionLogprobs::new(&found, &[-100i64; 4], 0, |_| "x").unwrap();
+        assert_eq!((old.token_logprobs, old.top_logprobs), (vec![None; 4], vec![None; 4]));
+    }
+
+    #[test]
+    fn what_was_written_before_there_were_targets() {
+        let mut value = serde_json::to_value(found()).unwrap();
+        assert!(value.as_object_mut().unwrap().remove("targets").is_some());
+        value["logprobs"][1] = 0.0.into(); // -inf, which JSON has not
+        let old: TokenLogProbs = serde_json::from_value(value).unwrap();
+        assert!(old.targets.is_empty());
+        assert_eq!((old.logprob(1), old.logprob(2)), (Some(0.0), None));
+        let logprobs = CompletionLogprobs::new(&old, &[1u32, 1], 0, bytes).unwrap();
+        assert_eq!(logprobs.token_logprobs[1], Some(0.0));
+    }
+
     #[test]
     fn nothing() {
         let found = TokenLogProbs::<f32>::default();
@@ -424,6 +517,17 @@ mod tests {
         assert_eq!(error(&found(), &[1, -100]), Error::NotAToken { row: 1, id: -100 });
         assert_eq!(error(&found(), &[1, -100]).to_string(), "row 1: -100 is not a token");
 
+        // Log-probabilities of other tokens than those that were chosen.
+        let other = Error::ChosenToken { row: 1, chosen: 2, target: 1 };
+        assert_eq!(error(&found(), &[1, 2]), other);
+        let text = "row 1: token 2 is said to be chosen, but the log-probability is that of target 1; \
+                    ask with LogProbs::targets for the tokens that were chosen";
+        assert_eq!(other.to_string(), text);
+        assert_eq!(error(&found(), &[99, 1]), Error::ChosenToken { row: 0, chosen: 99, target: 1 });
+
+        let mut other = found();
+        other.targets.pop();
+        assert_eq!(error(&other, &[1, 1]), length("targets", 1, 2));
         let mut other = found();
         other.top_ids[3] = -1;
         assert_eq!(error(&other, &[1, 1]), Error::NotAToken { row: 1, id: -1 });

@@ -1158,6 +1158,28 @@ fn a_top_k_above_the_vocabulary() {
     assert_eq!((found.k, found.top_ids), (0, vec![]));
 }
 
+/// What has no target has no log-probability, which 0 would be: that of a token that is certain.
+#[test]
+fn targets_of_rows() {
+    let logits = Logits::new(&X, 2, 3).unwrap();
+    let of = |ask: LogProbs<'_>| {
+        let found = ask.collect(logits).unwrap();
+        let logprobs = [0, 1, 2].map(|row| found.logprob(row).is_some());
+        (found.targets, logprobs)
+    };
+    let new = LogProbs::new();
+    assert_eq!(of(new), (vec![], [false; 3]));
+    assert_eq!(of(new.targets(&[2i64, 0])), (vec![2, 0], [true, true, false]));
+    assert_eq!(of(new.targets(&[-100i32, 0])), (vec![-1, 0], [false, true, false]));
+    assert_eq!(of(new.targets(&[-100i64; 2])), (vec![-1, -1], [false; 3]));
+    let one = new.targets(&[1u32, 2]).ignore_index(1);
+    assert_eq!(of(one), (vec![-1, 2], [false, true, false]));
+    let shifted = new.targets(Targets::shifted(&[0usize, 1], 2, 1));
+    assert_eq!(of(shifted), (vec![1, -1], [true, false, false]));
+    let apart = new.targets(Targets::shifted(&[0usize, 1], 1, 0));
+    assert_eq!(of(apart), (vec![0, 1], [true, true, false]));
+}
+
 /// Each output, of a wrong length.
 #[test]
 fn outputs_have_the_length_of_the_rows() {

@@ -494,6 +494,9 @@ fn oracle<T: Logit>(asked: &Asked<T>, found: &Found<T>, backend: Backend) {
     let candidates = question.candidates.as_ref().map(|(ids, _)| ids.values());
     let k = question.top_k.min(asked.vocab);
     assert_eq!(found.k, k);
+    let of_targets = |target: Option<usize>| target.map_or(-1, |target| target as i64);
+    let wanted = targets.iter().flatten().map(|&target| of_targets(target));
+    assert!(found.targets.iter().copied().eq(wanted), "{:?}", found.targets);
     for i in 0..asked.rows {
         let target = targets.as_ref().map(|targets| targets[i]);
         let at = |what: &str| format!("{what} of row {i} on {backend}, {asked:?}");
