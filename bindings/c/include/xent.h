@@ -192,7 +192,7 @@ typedef int32_t xent_reduction;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
-// What the mean of no rows is.
+// What the mean of no rows is, or of rows none of which weighs anything.
 enum xent_empty_mean
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
   : int32_t
@@ -342,13 +342,15 @@ typedef struct xent_call {
     struct xent_matrix logits;
     // A class id per row.
     struct xent_ids targets;
-    // A weight per row, optional: its loss and what it counts in a mean are multiplied by it.
+    // A weight per row, optional: its loss and what it counts in a mean are multiplied by it. Rows of weight 0 do not count in
+    // the statistics of `xent_evaluation`; those of any other weight each count once.
     struct xent_floats token_weights;
     // Which classes may be, optional.
     struct xent_allowed allowed;
     // Where the gradient goes: of the shape and type of the logits. In place: the logits.
     struct xent_matrix_mut gradient;
-    // What the gradient of each row is multiplied by besides `upstream`, optional.
+    // What the gradient of each row is multiplied by besides `upstream`, optional. Where either is 0 the gradient is 0, whatever
+    // the logits and the other are.
     struct xent_floats upstream_rows;
     // For `xent_backward`: what `saved` of an earlier call was filled with, two numbers a row.
     struct xent_floats saved_from;
@@ -372,7 +374,8 @@ typedef struct xent_call {
     int64_t *argmax;
 } xent_call;
 
-// What a pass over logits and targets found out about all rows together. Statistics are over the kept rows.
+// What a pass over logits and targets found out about all rows together. Statistics are over the rows that count: the kept
+// ones, but for those whose token weight is 0.
 typedef struct xent_evaluation {
     // `sizeof(xent_evaluation)`, to be set by the caller.
     size_t size;
@@ -382,7 +385,7 @@ typedef struct xent_evaluation {
     double cross_entropy;
     // The part of the loss that is z-loss.
     double z_loss;
-    // The sum of the negative log-probabilities of the targets, in nats, whatever the options.
+    // The sum of the negative log-probabilities of the targets, in nats, whatever the options; of the rows that count.
     double sum;
     // The mean of these; NaN for no rows.
     double mean;
@@ -394,13 +397,14 @@ typedef struct xent_evaluation {
     double perplexity_stderr;
     // `mean / ln 2`
     double bits_per_token;
-    // The share of kept rows whose argmax is the target; NaN if it was not asked for, or for no rows.
+    // The share of the rows that count whose argmax is the target and whose log-probability is not NaN; NaN if it was not asked
+    // for, or for no rows.
     double accuracy;
     // How many these are; -1 if it was not asked for.
     int64_t correct;
-    // The number of kept rows.
+    // The number of rows that count: kept, and of a token weight other than 0.
     uint64_t count;
-    // The number of rows left out.
+    // The number of rows that do not count.
     uint64_t ignored;
 } xent_evaluation;
 
@@ -408,10 +412,10 @@ typedef struct xent_evaluation {
 typedef struct xent_sequence_score {
     // The sum of the log-probabilities of the targets, in nats; 0 for no tokens.
     double logprob;
-    // The number of rows that were kept.
+    // The number of rows that count.
     uint64_t tokens;
-    // The first kept row whose target is not the most probable class, from the start of the sequence; -1 if there is none, so
-    // that greedy decoding would have produced the sequence.
+    // The first of these whose target is not the most probable class, or whose log-probability is NaN, from the start of the
+    // sequence; -1 if there is none, so that greedy decoding would have produced the sequence.
     int64_t first_mismatch;
 } xent_sequence_score;
 
@@ -584,7 +588,7 @@ typedef struct xent_compare_call {
     double *other_logprobs;
     // The probability of the target under Q less that under P.
     double *delta_p;
-    // 1 where the most probable token is the same, else 0.
+    // 1 where the most probable token is the same, else 0: also where the other results are NaN.
     uint8_t *same_top;
 } xent_compare_call;
 
@@ -640,7 +644,7 @@ xent_status xent_options_set_reduction(struct xent_options *options,
                                        int32_t reduction,
                                        double count);
 
-// Sets what the mean of no rows is, an `xent_empty_mean`.
+// Sets what the mean of no rows is, or of rows none of which weighs anything, an `xent_empty_mean`.
 xent_status xent_options_set_empty_mean(struct xent_options *options, int32_t empty_mean);
 
 // Moves the share `e` of each target's probability to all classes alike; 0 to 1.

@@ -458,15 +458,16 @@ unsafe fn run_as<'a, T: Logit>(
     Ok(Some(evaluation))
 }
 
-/// Both upstream gradients as one.
+/// Both upstream gradients as one: 0 where either is, as on such a row nothing depends.
 fn scaled(each: Floats<'_>, by: f64) -> Result<Vec<f64>, Failure> {
     let mut product = Vec::new();
     if product.try_reserve_exact(each.len()).is_err() {
         return Err(Failure::Memory { len: each.len(), size: size_of::<f64>() });
     }
+    let times = |x: f64| if x == 0.0 || by == 0.0 { 0.0 } else { x * by };
     match each {
-        Floats::F32(each) => product.extend(each.iter().map(|&x| f64::from(x) * by)),
-        Floats::F64(each) => product.extend(each.iter().map(|&x| x * by)),
+        Floats::F32(each) => product.extend(each.iter().map(|&x| times(x.into()))),
+        Floats::F64(each) => product.extend(each.iter().map(|&x| times(x))),
         _ => unreachable!("views::floats makes no others"),
     }
     Ok(product)

@@ -410,7 +410,7 @@ pub unsafe extern "C" fn xent_options_set_reduction(
     }
 }
 
-/// Sets what the mean of no rows is, an `xent_empty_mean`.
+/// Sets what the mean of no rows is, or of rows none of which weighs anything, an `xent_empty_mean`.
 ///
 /// # Safety
 /// As `xent_options_set_ignore_index`.

@@ -48,7 +48,7 @@ pub enum xent_reduction {
     XENT_MEAN_OVER = 2,
 }
 
-/// What the mean of no rows is.
+/// What the mean of no rows is, or of rows none of which weighs anything.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum xent_empty_mean {
@@ -223,13 +223,15 @@ pub struct xent_call {
     pub logits: xent_matrix,
     /// A class id per row.
     pub targets: xent_ids,
-    /// A weight per row, optional: its loss and what it counts in a mean are multiplied by it.
+    /// A weight per row, optional: its loss and what it counts in a mean are multiplied by it. Rows of weight 0 do not count in
+    /// the statistics of `xent_evaluation`; those of any other weight each count once.
     pub token_weights: xent_floats,
     /// Which classes may be, optional.
     pub allowed: xent_allowed,
     /// Where the gradient goes: of the shape and type of the logits. In place: the logits.
     pub gradient: xent_matrix_mut,
-    /// What the gradient of each row is multiplied by besides `upstream`, optional.
+    /// What the gradient of each row is multiplied by besides `upstream`, optional. Where either is 0 the gradient is 0, whatever
+    /// the logits and the other are.
     pub upstream_rows: xent_floats,
     /// For `xent_backward`: what `saved` of an earlier call was filled with, two numbers a row.
     pub saved_from: xent_floats,
@@ -253,7 +255,8 @@ pub struct xent_call {
     pub argmax: *mut i64,
 }
 
-/// What a pass over logits and targets found out about all rows together. Statistics are over the kept rows.
+/// What a pass over logits and targets found out about all rows together. Statistics are over the rows that count: the kept
+/// ones, but for those whose token weight is 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct xent_evaluation {
@@ -265,7 +268,7 @@ pub struct xent_evaluation {
     pub cross_entropy: f64,
     /// The part of the loss that is z-loss.
     pub z_loss: f64,
-    /// The sum of the negative log-probabilities of the targets, in nats, whatever the options.
+    /// The sum of the negative log-probabilities of the targets, in nats, whatever the options; of the rows that count.
     pub sum: f64,
     /// The mean of these; NaN for no rows.
     pub mean: f64,
@@ -277,13 +280,14 @@ pub struct xent_evaluation {
     pub perplexity_stderr: f64,
     /// `mean / ln 2`
     pub bits_per_token: f64,
-    /// The share of kept rows whose argmax is the target; NaN if it was not asked for, or for no rows.
+    /// The share of the rows that count whose argmax is the target and whose log-probability is not NaN; NaN if it was not asked
+    /// for, or for no rows.
     pub accuracy: f64,
     /// How many these are; -1 if it was not asked for.
     pub correct: i64,
-    /// The number of kept rows.
+    /// The number of rows that count: kept, and of a token weight other than 0.
     pub count: u64,
-    /// The number of rows left out.
+    /// The number of rows that do not count.
     pub ignored: u64,
 }
 
@@ -293,10 +297,10 @@ pub struct xent_evaluation {
 pub struct xent_sequence_score {
     /// The sum of the log-probabilities of the targets, in nats; 0 for no tokens.
     pub logprob: f64,
-    /// The number of rows that were kept.
+    /// The number of rows that count.
     pub tokens: u64,
-    /// The first kept row whose target is not the most probable class, from the start of the sequence; -1 if there is none, so
-    /// that greedy decoding would have produced the sequence.
+    /// The first of these whose target is not the most probable class, or whose log-probability is NaN, from the start of the
+    /// sequence; -1 if there is none, so that greedy decoding would have produced the sequence.
     pub first_mismatch: i64,
 }
 
@@ -425,7 +429,7 @@ pub struct xent_compare_call {
     pub other_logprobs: *mut f64,
     /// The probability of the target under Q less that under P.
     pub delta_p: *mut f64,
-    /// 1 where the most probable token is the same, else 0.
+    /// 1 where the most probable token is the same, else 0: also where the other results are NaN.
     pub same_top: *mut u8,
 }
 

@@ -563,6 +563,9 @@ static void test_gradients(void) {
     for (i = 0; i < ROWS; i++) CLOSE(g[i * STRIDE + 5], naive_gradient(i, 5, 0.5 * each[i]));
     OK(xent_forward_backward(NULL, &call, 1.0, NULL));
     for (i = 0; i < ROWS; i++) CLOSE(g[i * STRIDE + 5], naive_gradient(i, 5, each[i]));
+    /* 0 is 0, whatever it is multiplied by. */
+    OK(xent_forward_backward(NULL, &call, INFINITY, NULL));
+    for (j = 0; j < CLASSES; j++) CHECK(g[2 * STRIDE + j] == 0.0f);
     call.upstream_rows.len = 3;
     FAILS(xent_forward_backward(NULL, &call, 1.0, NULL), XENT_ERROR_INPUT_LENGTH);
 
@@ -1305,6 +1308,24 @@ static void test_special_values(void) {
     CLOSE(entropy[0], log(2.0));
     CHECK(isnan(entropy[1]) && isnan(entropy[2]) && isnan(entropy[3]));
     CHECK(argmax[0] == 0 && argmax[1] == 1 && argmax[2] == 0 && argmax[3] == 0);
+    /* A row without a distribution is never right, and one without weight does not count. */
+    {
+        const int32_t best[4] = {0, 1, 0, 0};
+        const float weights[4] = {1.0f, 0.0f, 0.0f, 0.0f};
+        xent_evaluation e;
+        xent_call all = new_call();
+        memset(&e, 0, sizeof e);
+        e.size = sizeof e;
+        all.logits = m;
+        all.targets = ids(best, 4, XENT_I32);
+        all.flags = XENT_COUNT_CORRECT;
+        OK(xent_evaluate(NULL, &all, &e));
+        CHECK(e.correct == 1 && e.count == 4 && e.ignored == 0 && isnan(e.mean));
+        all.token_weights = floats(weights, 4, XENT_F32);
+        OK(xent_evaluate(NULL, &all, &e));
+        CHECK(e.correct == 1 && e.count == 1 && e.ignored == 3 && isnan(e.loss));
+        CLOSE(e.perplexity, 2.0);
+    }
     /* A target that is masked. */
     m = matrix(x, 1, 3, 0, XENT_F32);
     {
