@@ -237,7 +237,7 @@ fn compare<P: Logit, Q: Logit>(
             reverse_kl: mean(reverse_kl),
             jsd: mean(jsd),
             total_variation: mean(tv),
-            nan: nan_rows(&comparison, p),
+            nan: (&comparison).into(),
             has_targets: p.has_targets(),
             comparison,
             beta: args.beta,
@@ -257,14 +257,6 @@ fn compare<P: Logit, Q: Logit>(
         complain(&format!("{}: {warning}", args.base.display()));
     }
     Ok(summary)
-}
-
-/// Counted through all rows, of which a comparison has those that are kept.
-fn nan_rows<P: Logit>(comparison: &Comparison, p: &Input<'_, P>) -> NanRows {
-    let NanRows { count, first } = NanRows::of(comparison.kl());
-    let row = |first| (0..p.layout.rows).filter(|&row| p.is_kept(row)).nth(first);
-    let first = first.and_then(|first| row(usize::try_from(first).ok()?));
-    NanRows { count, first: first.map(|row| row as u64) }
 }
 
 /// Everything that there is to report.

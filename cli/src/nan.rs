@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt::Display;
+use xent::{Comparison, Evaluation};
 
 /// How many rows have a result that is NaN, and the first of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,15 +11,19 @@ pub(crate) struct NanRows {
     pub(crate) first: Option<u64>,
 }
 
-impl NanRows {
-    /// From the results of rows.
-    pub(crate) fn of<R: Copy + Into<f64>>(rows: &[R]) -> Self {
-        let is_nan = |x: R| -> bool { x.into().is_nan() };
-        let mut nan = rows.iter().zip(0..).filter(|&(&x, _)| is_nan(x)).map(|(_, row)| row);
-        let first = nan.next();
-        NanRows { count: u64::from(first.is_some()) + nan.count() as u64, first }
+impl From<&Evaluation> for NanRows {
+    fn from(evaluation: &Evaluation) -> Self {
+        NanRows { count: evaluation.nan_rows(), first: evaluation.first_nan_row() }
     }
+}
 
+impl From<&Comparison> for NanRows {
+    fn from(comparison: &Comparison) -> Self {
+        NanRows { count: comparison.nan_rows(), first: comparison.first_nan_row() }
+    }
+}
+
+impl NanRows {
     /// What to tell whoever wonders why `what` is NaN, with the reason if it is known of a row.
     pub(crate) fn warning<S: Display>(
         self,
@@ -30,23 +35,5 @@ impl NanRows {
         let why = usize::try_from(row).ok().and_then(why);
         let why = why.map_or_else(String::new, |why| format!(": {why}"));
         Some(format!("the {what} of {} {rows} is NaN, first in row {row}{why}", self.count))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_and_all() {
-        let nan = f32::NAN;
-        let of = |rows: &[f32]| {
-            let NanRows { count, first } = NanRows::of(rows);
-            (count, first)
-        };
-        assert_eq!(of(&[]), (0, None));
-        assert_eq!(of(&[1.0, f32::INFINITY]), (0, None));
-        assert_eq!(of(&[1.0, nan, 2.0, nan, -nan]), (3, Some(1)));
-        assert_eq!(NanRows::of(&[f64::NAN]).first, Some(0));
     }
 }

@@ -56,7 +56,7 @@ impl<R: Default + Clone> RowScores<R> {
         }
     }
 
-    fn slices(&mut self, rows: Range<usize>) -> RowOutputs<'_, R> {
+    fn outputs(&mut self, rows: Range<usize>) -> RowOutputs<'_, R> {
         let outputs = RowOutputs::new()
             .losses(&mut self.losses[rows.clone()])
             .logprobs(&mut self.logprobs[rows.clone()])
@@ -65,29 +65,6 @@ impl<R: Default + Clone> RowScores<R> {
         match &mut self.z_losses {
             Some(z_losses) => outputs.z_losses(&mut z_losses[rows]),
             None => outputs,
-        }
-    }
-}
-
-/// What is kept of each row.
-enum Outputs<R> {
-    All(RowScores<R>),
-    /// To see which are NaN.
-    Losses(Vec<R>),
-}
-
-impl<R: Default + Clone> Outputs<R> {
-    fn slices(&mut self, rows: Range<usize>) -> RowOutputs<'_, R> {
-        match self {
-            Outputs::All(all) => all.slices(rows),
-            Outputs::Losses(losses) => RowOutputs::new().count_correct().losses(&mut losses[rows]),
-        }
-    }
-
-    fn losses(&self) -> &[R] {
-        match self {
-            Outputs::All(all) => &all.losses,
-            Outputs::Losses(losses) => losses,
         }
     }
 }
@@ -116,10 +93,7 @@ pub(crate) fn run<T: Logit>(
     if let (Answers::Probs(_), Some(&ignore_index)) = (&input.answers, class) {
         return Err(xent::Error::IgnoreIndexWithProbs { ignore_index });
     }
-    let mut rows = match args.wants_rows() {
-        true => Outputs::All(RowScores::new(all, args.loss.z_loss.is_some())),
-        false => Outputs::Losses(vec![Default::default(); all]),
-    };
+    let mut rows = args.wants_rows().then(|| RowScores::new(all, args.loss.z_loss.is_some()));
     // In this order, as the classes of no rows may be more than can be counted in bytes.
     let logits_bytes = all * vocab * size_of::<T>();
     let watched = logits_bytes >= LONG && io::stderr().is_terminal();
@@ -135,23 +109,18 @@ pub(crate) fn run<T: Logit>(
     let group = group.clamp(1, input.most_rows(GROUP));
     let begin = Instant::now();
     let evaluation = match gradient {
-        Some(gradient) => differentiate(&ce, input, reduction, &mut rows, group, gradient),
-        None => evaluate(&ce, input, &mut rows, group, &bar),
+        Some(gradient) => differentiate(&ce, input, reduction, rows.as_mut(), group, gradient),
+        None => evaluate(&ce, input, rows.as_mut(), group, &bar),
     };
     let seconds = begin.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let evaluation = evaluation?;
 
     let bytes = evaluation.count() as f64 * vocab as f64 * size_of::<T>() as f64;
-    let nan = NanRows::of(rows.losses());
-    let rows = match rows {
-        Outputs::All(rows) => Some(rows),
-        Outputs::Losses(_) => None,
-    };
     Ok(Scores {
+        nan: (&evaluation).into(),
         evaluation,
         rows,
-        nan,
         backend,
         threads: rayon::current_num_threads(),
         seconds,
@@ -159,12 +128,22 @@ pub(crate) fn run<T: Logit>(
     })
 }
 
+fn outputs<R: Default + Clone>(
+    rows: Option<&mut RowScores<R>>,
+    range: Range<usize>,
+) -> RowOutputs<'_, R> {
+    match rows {
+        None => RowOutputs::new().count_correct(),
+        Some(rows) => rows.outputs(range),
+    }
+}
+
 /// Evaluates all rows and writes their gradient, in one call if `group` and the mask let it.
 fn differentiate<T: Logit>(
     ce: &CrossEntropy,
     input: &Input<'_, T>,
     reduction: xent::Reduction,
-    rows: &mut Outputs<T::Real>,
+    mut rows: Option<&mut RowScores<T::Real>>,
     group: usize,
     gradient: &mut [T],
 ) -> Result<Evaluation, xent::Error> {
@@ -177,7 +156,8 @@ fn differentiate<T: Logit>(
         let gradient = LogitsMut::with_stride(gradient, range.len(), vocab, stored)?;
         let upstream = input.upstream.upstream(range.clone(), divisor, &mut buffer);
         let gradient = Gradient::new(gradient).upstream(upstream);
-        part.weigh(ce).forward_backward(logits, part.targets(), gradient, rows.slices(range))
+        let outputs = outputs(rows.as_deref_mut(), range);
+        part.weigh(ce).forward_backward(logits, part.targets(), gradient, outputs)
     };
     if input.part_end(0, group) == count {
         return differentiate(ce, 0..count, 1.0);
@@ -205,14 +185,14 @@ fn differentiate<T: Logit>(
 fn evaluate<T: Logit>(
     ce: &CrossEntropy,
     input: &Input<'_, T>,
-    rows: &mut Outputs<T::Real>,
+    mut rows: Option<&mut RowScores<T::Real>>,
     group: usize,
     bar: &ProgressBar,
 ) -> Result<Evaluation, xent::Error> {
     let mut evaluate = |range: Range<usize>| {
         let part = input.part(range.clone());
         let logits = input.logits(range.clone())?;
-        let outputs = rows.slices(range.clone());
+        let outputs = outputs(rows.as_deref_mut(), range.clone());
         let evaluation = part.weigh(ce).evaluate(logits, part.targets(), outputs);
         bar.inc((range.len() * input.layout.vocab * size_of::<T>()) as u64);
         evaluation
@@ -290,21 +270,12 @@ mod tests {
         Answers::Probs(Reals::F32((0..ROWS * VOCAB).map(|i| (i % 7) as f32 * 0.05).collect()))
     }
 
-    fn outputs() -> Outputs<f32> {
-        Outputs::All(RowScores::new(ROWS, true))
-    }
-
-    fn rows(outputs: Outputs<f32>) -> RowScores<f32> {
-        let Outputs::All(rows) = outputs else { panic!("these are all") };
-        rows
-    }
-
     fn evaluate(ce: &CrossEntropy, input: &Input<'_, f32>, group: usize) -> Scored {
-        let mut outputs = outputs();
+        let mut rows = RowScores::new(ROWS, true);
         let bar = ProgressBar::hidden();
-        let all = super::evaluate(ce, input, &mut outputs, group, &bar).unwrap();
+        let all = super::evaluate(ce, input, Some(&mut rows), group, &bar).unwrap();
         assert_eq!(bar.position() as usize, ROWS * VOCAB * size_of::<f32>());
-        (all, rows(outputs))
+        (all, rows)
     }
 
     #[track_caller]
@@ -371,10 +342,17 @@ mod tests {
                 }
 
                 let differentiate = |input: &Input<'_, f32>, group: usize| {
-                    let (mut outputs, mut grad) = (outputs(), vec![f32::NAN; ROWS * VOCAB]);
-                    let all =
-                        super::differentiate(&ce, input, reduction, &mut outputs, group, &mut grad);
-                    (all.unwrap(), rows(outputs), grad)
+                    let mut rows = RowScores::new(ROWS, true);
+                    let mut grad = vec![f32::NAN; ROWS * VOCAB];
+                    let all = super::differentiate(
+                        &ce,
+                        input,
+                        reduction,
+                        Some(&mut rows),
+                        group,
+                        &mut grad,
+                    );
+                    (all.unwrap(), rows, grad)
                 };
                 let weighted = |answers, mask, weights: &[f64]| {
                     let weights = per_token(Reals::F64(weights.to_vec().into()));

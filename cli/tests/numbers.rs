@@ -411,6 +411,7 @@ fn rows_that_are_nan_are_counted_and_the_first_is_named() {
         let (report, _) = json_and_stderr(&file, &[]);
         assert_eq!((&report["nan_rows"], &report["first_nan_row"]), (&json!(2), &json!(1)));
         assert_eq!((&report["count"], &report["ignored"]), (&json!(4), &json!(1)));
+        assert_eq!(report["accuracy"], json!(0.5));
         let correct: Vec<bool> = rows(&report).iter().map(|row| row.correct).collect();
         assert_eq!(correct, [true, false, true, false, false], "{why}");
         let table = score(&file, ["--per-token"]);
