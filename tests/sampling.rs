@@ -836,7 +836,7 @@ fn rows_draw_what_the_pass_draws() {
         ask.row_stats(x, Shard::new(from, 5000), &mut stats).unwrap();
         stats[0]
     };
-    let merged = part(0, 2048).merge(&part(2048, 5000));
+    let merged = part(0, 2048).merge(&part(2048, 5000)).unwrap();
     let found = LogProbs::new().top_k(100).collect(Logits::new(&row, 1, 5000).unwrap()).unwrap();
     for i in 0..500 {
         for sampler in [
