@@ -25,8 +25,9 @@ use crate::{
 /// A request is made of what is asked about ([`LogProbs::targets`], [`LogProbs::candidates`], [`LogProbs::top_k`],
 /// [`LogProbs::sample`]), of what is done to the logits first, and of buffers for the results, [`TokenOutputs`]. What
 /// has no buffer is not computed. Rows are spread over the caller's rayon pool; a long row is cut into parts where there
-/// are fewer rows than threads. No result depends on either: the bits follow from the row, the target and the options
-/// alone, on every machine (`tests/digest.rs`), and not from what else is asked. (Last digits may depend on the threads where a
+/// are fewer rows than threads. No result depends on either: the bits follow from the row and the options
+/// alone, on every machine (`tests/digest.rs`), and not from what else is asked, nor, but for what is about the target
+/// itself, from the target. (Last digits may depend on the threads where a
 /// row that is cut has logits beyond 363,000; and on the machine with the `portable` backend, see [`Backend`].)
 ///
 /// Logits become `z = (x + bias) / temperature`, and -inf where a mask says so. Log-probabilities are
@@ -34,7 +35,8 @@ use crate::{
 ///
 /// # Accuracy
 /// Ranks and ids are exact. Log-probabilities of targets are within 1 ULP of `f32` and, unless logits are `f64`, have the
-/// bits of [`CrossEntropy`](crate::CrossEntropy); all others are within 2 ULP, also where a probability is close to 1, as the
+/// bits of [`CrossEntropy`](crate::CrossEntropy), which leaves the target out of its sum; all others are within 2 ULP,
+/// of one sum for the row: that of the same token among the top k or the candidates may be another in its last digit; also where a probability is close to 1, as the
 /// largest logit never enters a sum. The entropy is within 4 ULP, however small. (Rows can be built where the small classes
 /// beside a sure one all round alike, and which lose up to 64.) Its variance, a difference of squares, is
 /// within 2^-20 of the mean square of `ln p - max ln p`, plus 2^-50 of the square of the largest magnitude of a logit (or of
@@ -210,6 +212,10 @@ impl<'a> LogProbs<'a> {
 
     /// What logits are divided by: a positive number of the range of `f32`. The distribution that everything is
     /// reported of is that at this temperature; a [`Sample`] has another of its own.
+    ///
+    /// Order does not depend on it: argmax, top k, ranks and greedy draws are of the logits before the division, which may make
+    /// equals of them. A row that a low temperature takes out of the range of `f32` is divided from its largest logit on: that
+    /// has log-probability 0. (Shards do not know the largest logit of the row: theirs becomes NaN then.)
     pub const fn temperature(mut self, temperature: f64) -> Self {
         self.temperature = temperature;
         self
