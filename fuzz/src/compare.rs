@@ -196,15 +196,20 @@ fn compared<P: Logit, Q: Logit>(
         compare.evaluate(p.logits(), q.logits(), outputs).map(|all| {
             let ignored = (0..pair.rows).filter(|&row| pair.is_ignored(row)).count() as u64;
             assert_eq!((all.count(), all.ignored()), (pair.rows as u64 - ignored, ignored));
+            assert_eq!(all.nan_rows(), all.kl().iter().filter(|kl| kl.is_nan()).count() as u64);
             let _ = (all.mean_kl(), all.same_top(), all.kl_percentiles([0.0, 0.3, f64::NAN, 2.0]));
             if let Some(at) = all.at_targets() {
-                let _ = (at.base_perplexity(), at.other_perplexity(), at.correlation());
+                let _ = (at.base_perplexity(), at.other_perplexity());
+                let r = at.correlation();
+                assert!(r.is_nan() || r.abs() <= 1.0, "{at:?}");
                 let _ = (at.log_ratio(), at.ratio(), at.difference(), at.mean_delta_p());
                 let _ = (at.rms_delta_p(), at.delta_p_percentiles([0.5, -1.0]));
             }
             let mut twice = all.clone();
             twice.append(all.clone());
             assert_eq!(twice.count(), 2 * all.count());
+            assert_eq!(twice.nan_rows(), 2 * all.nan_rows());
+            assert_eq!(twice.first_nan_row(), all.first_nan_row());
         })
     } else {
         compare.divergences(p.logits(), q.logits(), outputs)
@@ -271,10 +276,10 @@ fn oracle<P: Logit, Q: Logit>(
     let (from, vocab) = (row * pair.vocab, pair.vocab);
     let p = of(pair.p[from..][..vocab].iter().map(|x| x.value()).collect());
     let q = of(pair.q[from..][..vocab].iter().map(|x| x.value()).collect());
-    if let Some(&same) = results.same_top.get(row)
-        && vocab > 0
-    {
-        assert_eq!(same, argmax(&p) == argmax(&q), "row {row}, {}", at());
+    let is_poisoned = |x: &[f64]| x.is_empty() || !x[argmax(x)].is_finite();
+    let poisoned = is_poisoned(&p) || is_poisoned(&q);
+    if let Some(&same) = results.same_top.get(row) {
+        assert_eq!(same, !poisoned && argmax(&p) == argmax(&q), "row {row}, {}", at());
     }
     // Divisions by these are exact; and differences of the largest numbers of all are not.
     let is_exact = [1.0, 0.25, 0.5, 2.0, 4.0].contains(&pair.temperature);
@@ -297,8 +302,6 @@ fn oracle<P: Logit, Q: Logit>(
     close("tv", number(3), reference::total_variation(&p, &q), 1e-14, 1e-13);
     let Some(ids) = &pair.targets else { return };
     let class = ids.values()[row] as usize;
-    let is_poisoned = |x: &[f64]| !x[argmax(x)].is_finite();
-    let poisoned = is_poisoned(&p) || is_poisoned(&q);
     let logprob = |x: &[f64]| if poisoned { f64::NAN } else { -row_f64(x, class).loss.hi };
     close("base", number(4), logprob(&p), 1e-300, 4e-15);
     close("other", number(5), logprob(&q), 1e-300, 4e-15);
@@ -371,8 +374,10 @@ fn sequences<T: Logit>(input: &mut Input<'_>) {
             };
             let kept = (0..count).filter_map(row);
             let tokens = kept.clone().count();
-            let mismatch =
-                (0..count).find(|&i| row(i).is_some_and(|(x, class)| argmax(&x) != class));
+            let missed = |(x, class): (Vec<f64>, usize)| {
+                argmax(&x) != class || row_f64(&x, class).loss.hi.is_nan()
+            };
+            let mismatch = (0..count).find(|&i| row(i).is_some_and(missed));
             assert_eq!((score.tokens, score.first_mismatch), (tokens, mismatch), "{}", at());
             let losses: Vec<f64> = kept.map(|(x, class)| row_f64(&x, class).loss.hi).collect();
             let exact: f64 = losses.iter().map(|loss| 0.0 - loss).sum();

@@ -5,19 +5,27 @@ use crate::input::Numbers;
 use crate::loss::Answer;
 use crate::number::{Logit, Number};
 use xent::reference::{self, Options, Precise, Target, ulp_error, ulp_error_f64};
-use xent::{Backend, LOSS_MAX_ULP, Reduction};
+use xent::{Backend, EmptyMean, LOSS_MAX_ULP, Reduction};
 
 pub fn check<T: Logit>(case: &Case<T>, answer: &Answer<T>, backend: Backend) {
     let weights = case.options.class_weights.as_ref().map(Numbers::values);
     let divisors = divisors(case, weights.as_deref());
     let ignored = case.is_ignored();
-    let mut correct = 0;
+    // A weight of 0 is a mask.
+    let weighs = |i: usize| case.options.token_weights.as_ref().is_none_or(|w| w.get(i) != 0.0);
+    let (mut correct, mut nans, mut first_nan) = (0, 0, None);
     for i in (0..case.rows).filter(|&i| !ignored[i]) {
         let row = Row::new(case, i, weights.as_deref(), divisors);
         let at = |what: &str| format!("{what} of row {i} on {backend}: {case:?}");
         let best = argmax(&row.x);
         assert_eq!(answer.outputs.argmax[i], best as i64, "{}", at("argmax"));
-        correct += u64::from(row.most_probable == Some(best));
+        // Without a distribution there is an argmax, and nothing that is right.
+        let is_nan = answer.outputs.logprobs[i].value().is_nan();
+        correct += u64::from(row.most_probable == Some(best) && weighs(i) && !is_nan);
+        if is_nan || answer.outputs.losses[i].value().is_nan() {
+            nans += 1;
+            first_nan = first_nan.or(Some(i as u64));
+        }
         if !case.options.transforms() {
             let got = answer.outputs.logsumexp[i].value();
             let error = lse_error::<T::Real>(got, &row.x);
@@ -39,6 +47,10 @@ pub fn check<T: Logit>(case: &Case<T>, answer: &Answer<T>, backend: Backend) {
         for (g, saved) in [(&answer.gradient, false), (&answer.saved, true)] {
             let g: Vec<f64> = g[i * case.vocab..][..case.vocab].iter().map(|g| g.value()).collect();
             let what = if saved { "gradient from statistics" } else { "gradient" };
+            if case.upstream.get(i) == 0.0 {
+                assert!(g.iter().all(|g| g.to_bits() == 0), "{}", at(what));
+                continue;
+            }
             if is_plain(case) && !is_double {
                 row.check_plain_gradient(&g, saved, backend.is_bit_exact(), &|| at(what));
             } else if let Some(sizes) = &sizes {
@@ -49,9 +61,11 @@ pub fn check<T: Logit>(case: &Case<T>, answer: &Answer<T>, backend: Backend) {
     if !has_nan_probs(case) {
         assert_eq!(answer.evaluation.correct(), Some(correct), "{case:?}");
     }
-    let kept = ignored.iter().filter(|ignored| !**ignored).count() as u64;
+    let counted = (0..case.rows).filter(|&i| !ignored[i] && weighs(i)).count() as u64;
     let counts = (answer.evaluation.count(), answer.evaluation.ignored());
-    assert_eq!(counts, (kept, case.rows as u64 - kept), "{case:?}");
+    assert_eq!(counts, (counted, case.rows as u64 - counted), "{case:?}");
+    let got = (answer.evaluation.nan_rows(), answer.evaluation.first_nan_row());
+    assert_eq!(got, (nans, first_nan), "{case:?}");
 }
 
 /// The first NaN, or else the first of the largest, as PyTorch has it.
@@ -158,7 +172,7 @@ fn divisors<T: Logit>(case: &Case<T>, weights: Option<&[f64]>) -> [f64; 2] {
         Reduction::MeanOver(count) => [count; 2],
         _ => {
             let ignored = case.is_ignored();
-            let mut sums = [0.0; 2];
+            let (mut sums, mut empty) = ([0.0; 2], [case.options.empty_mean == EmptyMean::Zero; 2]);
             for i in (0..case.rows).filter(|&i| !ignored[i]) {
                 let weight = match (&case.targets, weights) {
                     (OwnedTargets::Classes(ids), Some(weights)) => {
@@ -167,10 +181,13 @@ fn divisors<T: Logit>(case: &Case<T>, weights: Option<&[f64]>) -> [f64; 2] {
                     _ => 1.0,
                 };
                 let token = case.options.token_weights.as_ref().map_or(1.0, |w| w.get(i));
-                sums[0] += token * weight;
-                sums[1] += token;
+                for (k, weight) in [token * weight, token].into_iter().enumerate() {
+                    sums[k] += weight;
+                    empty[k] &= weight == 0.0;
+                }
             }
-            sums
+            // Nothing but NaN is left of what that divides.
+            [0, 1].map(|k| if empty[k] { f64::INFINITY } else { sums[k] })
         }
     }
 }

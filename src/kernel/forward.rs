@@ -51,7 +51,7 @@ impl Row {
     }
 
     pub(crate) fn is_nan(&self) -> bool {
-        self.kept && (self.nll.is_nan() || self.loss.is_nan() || self.z_loss.is_nan())
+        self.kept && (self.nll.is_nan() || (self.loss + self.z_loss).is_nan())
     }
 }
 
