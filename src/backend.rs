@@ -338,8 +338,7 @@ macro_rules! backend {
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn scaled_exp_f64(terms: &double::grad::ScaledExp<'_>, place: double::grad::Place<'_>) {
-                double::grad::scaled_exp($token, terms, place);
-                crate::simd::Simd64::fence($token);
+                double::grad::run($token, terms, place);
             }
             $(#[target_feature(enable = $feature)])*
             unsafe fn compare(job: &mut double::compare::Job<'_>) {

@@ -8,8 +8,10 @@ use super::sum::{BLOCK, Lse, ranges};
 use super::train::{Minus, Place};
 use super::transform::{Staged, Transform, ZeroBelow, has_subnormals, narrow, stage};
 use crate::math;
+use crate::simd::stream::{Part, Streamed, Streaming, Vectors};
 use crate::simd::{LANES, Lane, Simd};
 use std::f64::consts::{LN_2, LOG2_E};
+use std::mem::take;
 
 /// How results reach the gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,15 +24,69 @@ pub(crate) enum Store {
     Add,
 }
 
+/// Where the gradient of a row goes. When this is dropped, all of it may be read, and told of to other
+/// threads.
+pub(crate) enum Destination<'a, S: Simd, T: Streamed<S>> {
+    Plain(&'a mut [T]),
+    Add(&'a mut [T]),
+    Stream(Streaming<'a, S, T>),
+}
+
+/// Some of its elements.
+pub(crate) enum Piece<'a, S: Simd, T: Streamed<S>> {
+    Plain(&'a mut [T]),
+    Add(&'a mut [T]),
+    Stream(Part<'a, S, T>),
+}
+
+impl<'a, S: Simd, T: Streamed<S>> Destination<'a, S, T> {
+    /// What is read, as the logits are there, is not streamed.
+    #[inline(always)]
+    pub(crate) fn new(s: S, store: Store, in_place: bool, to: &'a mut [T]) -> Self {
+        match store {
+            _ if in_place => Destination::Plain(to),
+            Store::Plain => Destination::Plain(to),
+            Store::Add => Destination::Add(to),
+            Store::Stream => Destination::Stream(Streaming::new(s, to)),
+        }
+    }
+
+    /// The next elements.
+    #[inline(always)]
+    pub(crate) fn next(&mut self, len: usize) -> Piece<'_, S, T> {
+        #[inline(always)]
+        fn next<'a, T>(left: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+            let (part, rest) = take(left).split_at_mut(len);
+            *left = rest;
+            part
+        }
+        match self {
+            Destination::Plain(to) => Piece::Plain(next(to, len)),
+            Destination::Add(to) => Piece::Add(next(to, len)),
+            Destination::Stream(streaming) => Piece::Stream(streaming.next(len)),
+        }
+    }
+}
+
+impl<S: Simd, T: Streamed<S>> Piece<'_, S, T> {
+    /// What is there; nothing where nobody may read it.
+    #[inline(always)]
+    pub(crate) fn old(&self) -> &[T] {
+        match self {
+            Piece::Plain(to) | Piece::Add(to) => to,
+            Piece::Stream(_) => &[],
+        }
+    }
+}
+
 // The values of the const parameters.
 const NOTHING: u8 = 0;
 const CONSTANT: u8 = 1;
 const VALUES: u8 = 2;
 const PLAIN: u8 = 0;
-const STREAM: u8 = 1;
-const ADD: u8 = 2;
+const ADD: u8 = 1;
 /// The logits are where the gradient goes.
-const IN_PLACE: u8 = 3;
+const IN_PLACE: u8 = 2;
 
 /// `a e^(x - lse) - b v`
 struct Scaled<S: Simd> {
@@ -96,13 +152,13 @@ const LARGEST: i32 = 122;
 /// A factor whose product with any normal number is beyond `f32`, and whose quotient by `2^LARGEST` is not.
 const BEYOND: f64 = 3e74;
 
-/// One stretch of a row: where its elements come from and go to. `values` and `slopes` are as long as
-/// `to` where the loop reads them, as is `from` unless the logits are in `to`.
+/// One stretch of a row: where its elements come from. `values` and `slopes` are as long as what is written
+/// where the loop reads them, as is `from` unless the logits are there.
+#[derive(Clone, Copy)]
 struct Stretch<'a, T = f32> {
     from: &'a [T],
     values: &'a [f32],
     slopes: &'a [f32],
-    to: &'a mut [T],
 }
 
 /// The beginning of a slice that is read, nothing of one that is not.
@@ -118,12 +174,13 @@ impl<T: Lane> Stretch<'_, T> {
         self,
         s: S,
         scaled: &Scaled<S>,
+        to: &mut [T],
     ) {
-        let len = self.to.len();
+        let len = to.len();
         let (from, from_rest) = vectors(STORE != IN_PLACE, self.from, len);
         let (values, values_rest) = vectors(SUBTRACT == VALUES, self.values, len);
         let (slopes, slopes_rest) = vectors(SLOPE, self.slopes, len);
-        let (to, to_rest) = self.to.as_chunks_mut::<LANES>();
+        let (to, to_rest) = to.as_chunks_mut::<LANES>();
         let zero = s.splat(0.0);
         for i in 0..to.len() {
             let x = if STORE == IN_PLACE { &to[i] } else { &from[i] };
@@ -134,18 +191,37 @@ impl<T: Lane> Stretch<'_, T> {
             if SLOPE {
                 g = s.mul(g, s.load(&slopes[i]));
             }
-            match STORE {
-                ADD => {
-                    let sum = s.add(T::load(s, &to[i]), g);
-                    T::store(s, &mut to[i], sum);
-                }
-                STREAM => T::stream(s, &mut to[i], g),
-                _ => T::store(s, &mut to[i], g),
+            if STORE == ADD {
+                g = s.add(T::load(s, &to[i]), g);
             }
+            T::store(s, &mut to[i], g);
         }
-        let rest =
-            Stretch { from: from_rest, values: values_rest, slopes: slopes_rest, to: to_rest };
-        rest.part_of_a_vector::<S, SUBTRACT, SLOPE, STORE>(s, scaled);
+        let rest = Stretch { from: from_rest, values: values_rest, slopes: slopes_rest };
+        rest.part_of_a_vector::<S, SUBTRACT, SLOPE, STORE>(s, scaled, to_rest);
+    }
+
+    /// As [`Stretch::run`], of vectors that go past the caches.
+    #[inline(always)]
+    fn stream<S: Simd, const SUBTRACT: u8, const SLOPE: bool>(
+        self,
+        s: S,
+        scaled: &Scaled<S>,
+        mut to: Vectors<'_, S, T>,
+    ) {
+        let len = to.len() * LANES;
+        let (from, _) = vectors(true, self.from, len);
+        let (values, _) = vectors(SUBTRACT == VALUES, self.values, len);
+        let (slopes, _) = vectors(SLOPE, self.slopes, len);
+        let zero = s.splat(0.0);
+        for i in 0..to.len() {
+            s.prefetch_far(from[i].as_ptr().wrapping_add(scaled.ahead));
+            let v = if SUBTRACT == VALUES { s.load(&values[i]) } else { zero };
+            let mut g = scaled.at::<SUBTRACT>(s, T::load(s, &from[i]), v);
+            if SLOPE {
+                g = s.mul(g, s.load(&slopes[i]));
+            }
+            to.put(i, g);
+        }
     }
 
     /// Up to a vector.
@@ -154,40 +230,41 @@ impl<T: Lane> Stretch<'_, T> {
         self,
         s: S,
         scaled: &Scaled<S>,
+        to: &mut [T],
     ) {
         fn lanes<T: Lane>(part: &[T]) -> [T; LANES] {
             let mut lanes = [T::default(); LANES];
             lanes[..part.len()].copy_from_slice(part);
             lanes
         }
-        if self.to.is_empty() {
+        if to.is_empty() {
             return;
         }
-        let x = lanes(if STORE == IN_PLACE { self.to } else { self.from });
+        let x = lanes(if STORE == IN_PLACE { to } else { self.from });
         let v = if SUBTRACT == VALUES { lanes(self.values) } else { [0.0; LANES] };
         let mut g = scaled.at::<SUBTRACT>(s, T::load(s, &x), s.load(&v));
         if SLOPE {
             g = s.mul(g, s.load(&lanes(self.slopes)));
         }
         if STORE == ADD {
-            g = s.add(T::load(s, &lanes(self.to)), g);
+            g = s.add(T::load(s, &lanes(to)), g);
         }
         let mut last = [T::default(); LANES];
         T::store(s, &mut last, g);
-        self.to.copy_from_slice(&last[..self.to.len()]);
+        to.copy_from_slice(&last[..to.len()]);
     }
 
-    /// The elements up to the first that a vector of may be streamed to, less than a vector, and the rest.
-    fn split_at_line(self) -> (Self, Self) {
-        let head = self.to.as_ptr().align_offset(size_of::<[T; LANES]>()).min(self.to.len());
-        let split = |is_empty: bool| if is_empty { 0 } else { head };
-        let (from_a, from_b) = self.from.split_at(split(self.from.is_empty()));
-        let (values_a, values_b) = self.values.split_at(split(self.values.is_empty()));
-        let (slopes_a, slopes_b) = self.slopes.split_at(split(self.slopes.is_empty()));
-        let (to_a, to_b) = self.to.split_at_mut(head);
+    /// The first elements of what is not empty, and the rest.
+    fn split_at(self, mid: usize) -> (Self, Self) {
+        fn split<T>(slice: &[T], mid: usize) -> (&[T], &[T]) {
+            slice.split_at(if slice.is_empty() { 0 } else { mid })
+        }
+        let (from, from_rest) = split(self.from, mid);
+        let (values, values_rest) = split(self.values, mid);
+        let (slopes, slopes_rest) = split(self.slopes, mid);
         (
-            Stretch { from: from_a, values: values_a, slopes: slopes_a, to: to_a },
-            Stretch { from: from_b, values: values_b, slopes: slopes_b, to: to_b },
+            Stretch { from, values, slopes },
+            Stretch { from: from_rest, values: values_rest, slopes: slopes_rest },
         )
     }
 
@@ -196,17 +273,19 @@ impl<T: Lane> Stretch<'_, T> {
         self,
         s: S,
         scaled: &Scaled<S>,
-        store: Store,
+        to: Piece<'_, S, T>,
         in_place: bool,
     ) {
-        match store {
-            _ if in_place => self.run::<S, SUBTRACT, SLOPE, IN_PLACE>(s, scaled),
-            Store::Plain => self.run::<S, SUBTRACT, SLOPE, PLAIN>(s, scaled),
-            Store::Add => self.run::<S, SUBTRACT, SLOPE, ADD>(s, scaled),
-            Store::Stream => {
-                let (head, lines) = self.split_at_line();
-                head.part_of_a_vector::<S, SUBTRACT, SLOPE, PLAIN>(s, scaled);
-                lines.run::<S, SUBTRACT, SLOPE, STREAM>(s, scaled);
+        match to {
+            Piece::Plain(to) if in_place => self.run::<S, SUBTRACT, SLOPE, IN_PLACE>(s, scaled, to),
+            Piece::Plain(to) => self.run::<S, SUBTRACT, SLOPE, PLAIN>(s, scaled, to),
+            Piece::Add(to) => self.run::<S, SUBTRACT, SLOPE, ADD>(s, scaled, to),
+            Piece::Stream(Part { head, vectors, tail }) => {
+                let (first, rest) = self.split_at(head.len());
+                let (lines, last) = rest.split_at(vectors.len() * LANES);
+                first.part_of_a_vector::<S, SUBTRACT, SLOPE, PLAIN>(s, scaled, head);
+                lines.stream::<S, SUBTRACT, SLOPE>(s, scaled, vectors);
+                last.part_of_a_vector::<S, SUBTRACT, SLOPE, PLAIN>(s, scaled, tail);
             }
         }
     }
@@ -220,25 +299,23 @@ impl Stretch<'_> {
         s: S,
         scaled: &Scaled<S>,
         minus: &Minus<'_, f32>,
-        store: Store,
+        to: Piece<'_, S, f32>,
         in_place: bool,
     ) {
         match (minus, self.slopes.is_empty()) {
-            (Minus::Nothing, true) => {
-                self.with_store::<S, NOTHING, false>(s, scaled, store, in_place)
-            }
-            (Minus::Nothing, false) => self.with_store::<S, NOTHING, true>(s, scaled, store, false),
+            (Minus::Nothing, true) => self.with_store::<S, NOTHING, false>(s, scaled, to, in_place),
+            (Minus::Nothing, false) => self.with_store::<S, NOTHING, true>(s, scaled, to, false),
             (Minus::Constant(_), true) => {
-                self.with_store::<S, CONSTANT, false>(s, scaled, store, in_place)
+                self.with_store::<S, CONSTANT, false>(s, scaled, to, in_place)
             }
             (Minus::Constant(_), false) => {
-                self.with_store::<S, CONSTANT, true>(s, scaled, store, false)
+                self.with_store::<S, CONSTANT, true>(s, scaled, to, false)
             }
             (Minus::Weights(..) | Minus::Probs(..), true) => {
-                self.with_store::<S, VALUES, false>(s, scaled, store, in_place)
+                self.with_store::<S, VALUES, false>(s, scaled, to, in_place)
             }
             (Minus::Weights(..) | Minus::Probs(..), false) => {
-                self.with_store::<S, VALUES, true>(s, scaled, store, false)
+                self.with_store::<S, VALUES, true>(s, scaled, to, false)
             }
         }
     }
@@ -272,19 +349,22 @@ pub(crate) fn row<S: Simd>(
     };
     let is_careful = has_subnormals(s, x.unwrap_or(g));
     let as_it_is = transform.is_identity() && scaled.origin == 0.0 && !is_careful;
+    let (len, in_place) = (g.len(), x.is_none());
+    let mut to = Destination::new(s, store, in_place, g);
     if let Some(values) = whole.filter(|_| as_it_is) {
-        let stretch = Stretch { from: x.unwrap_or(&[]), values, slopes: &[], to: g };
-        return stretch.dispatch(s, &scaled, minus, store, x.is_none());
+        let stretch = Stretch { from: x.unwrap_or(&[]), values, slopes: &[] };
+        return stretch.dispatch(s, &scaled, minus, to.next(len), in_place);
     }
     // What is staged is not what memory is to be asked for.
     scaled.ahead = 0;
     let (mut z, mut slopes) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
     let mut values = Staged([0.0; BLOCK]);
-    for block in ranges(0..g.len(), BLOCK) {
+    for block in ranges(0..len, BLOCK) {
         let len = block.len();
+        let to = to.next(len);
         let x = match x {
             Some(x) => &x[block.clone()],
-            None => &g[block.clone()],
+            None => to.old(),
         };
         for line in x.chunks(LANES) {
             s.prefetch_far(line.as_ptr().wrapping_add(ahead));
@@ -298,15 +378,11 @@ pub(crate) fn row<S: Simd>(
                 &values.0[..len]
             }
             (_, Some([]) | None) => &[],
-            (_, Some(values)) => &values[block.clone()],
+            (_, Some(values)) => &values[block],
         };
-        let stretch = Stretch {
-            from: &z.0[..len],
-            values,
-            slopes: if softcap { &slopes.0[..len] } else { &[] },
-            to: &mut g[block],
-        };
-        stretch.dispatch(s, &scaled, minus, store, false);
+        let slopes = if softcap { &slopes.0[..len] } else { &[] };
+        let stretch = Stretch { from: &z.0[..len], values, slopes };
+        stretch.dispatch(s, &scaled, minus, to, false);
     }
 }
 
@@ -337,8 +413,10 @@ pub(crate) fn converted_row<S: Simd, T: Lane>(
         && scaled.origin == 0.0
         && !has_subnormals(s, x.unwrap_or(g))
     {
-        let stretch = Stretch { from: x.unwrap_or(&[]), values: &[], slopes: &[], to: g };
-        return stretch.with_store::<S, NOTHING, false>(s, &scaled, store, x.is_none());
+        let stretch = Stretch { from: x.unwrap_or(&[]), values: &[], slopes: &[] };
+        let (len, in_place) = (g.len(), x.is_none());
+        let mut to = Destination::new(s, store, in_place, g);
+        return stretch.with_store::<S, NOTHING, false>(s, &scaled, to.next(len), in_place);
     }
     let (mut z, mut slopes) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
     let (mut values, mut out) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
@@ -365,13 +443,9 @@ pub(crate) fn converted_row<S: Simd, T: Lane>(
                 }
             },
         };
-        let stretch = Stretch {
-            from: &z.0[..len],
-            values,
-            slopes: if softcap { &slopes.0[..len] } else { &[] },
-            to: &mut out.0[..len],
-        };
-        stretch.dispatch(s, &scaled, minus, Store::Plain, false);
+        let slopes = if softcap { &slopes.0[..len] } else { &[] };
+        let stretch = Stretch { from: &z.0[..len], values, slopes };
+        stretch.dispatch(s, &scaled, minus, Piece::Plain(&mut out.0[..len]), false);
         narrow(s, &out.0[..len], &mut g[block], store == Store::Add);
     }
 }

@@ -291,10 +291,6 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
             }
         }
     }
-    if job.gradient.as_ref().is_some_and(|gradient| gradient.store == Store::Stream) {
-        // Another thread is told that the rows are done by means that do not know of such stores.
-        s.fence();
-    }
 }
 
 /// What one row yields to its caller.
@@ -490,10 +486,6 @@ impl<T: Element> OneRow<'_, T> {
             let place = Place { x: self.x, to: &mut *to, store, ahead };
             T::gradient(s, place, transform, (terms.a, lse), &terms.minus);
             if let Some((class, g)) = at_target {
-                if store == Store::Stream {
-                    // This is written again, and not by such a store.
-                    s.fence();
-                }
                 to[class] = T::rounded(g, old);
             }
         }

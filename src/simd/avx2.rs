@@ -3,10 +3,16 @@
 //! Every `unsafe` block of this file calls intrinsics of AVX, AVX2, FMA or F16C, or moves
 //! one vector between a register and a reference to an array.
 //! SAFETY of all of them: an [`Avx2`] exists only where [`Avx2::new`] was called, whose caller
-//! promises those features (SSE, of the prefetch, is part of x86-64, and it may be given any
-//! address); loads and stores go through references to arrays of the right length.
+//! promises those features (SSE, of the prefetch and the fence, is part of x86-64, and a
+//! prefetch may be given any address); loads and stores go through references to arrays of
+//! the right length, and need no alignment. Streaming stores do: each comes after a look at the
+//! address, to 64 bytes for two ymm registers and to 32 for one. And they need a fence
+//! before anything else reads or writes what they wrote, on any thread: they write to what
+//! a [`Fenced`] refers to, which is memory that a [`Streaming`](super::stream::Streaming) has for
+//! itself until its fence.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
+use super::stream::Fenced;
 use super::{LANES, Lanes, Lanes64, Simd, Simd64};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
@@ -70,7 +76,7 @@ unsafe fn to_f16(v: Pair) -> __m256i {
 }
 
 /// # Safety
-/// `dst` may be written, and as the operations of [`Avx2`].
+/// 32 bytes from `dst` on are the memory of a [`Fenced`], and as the operations of [`Avx2`].
 #[inline(always)]
 unsafe fn stream_half(dst: *mut __m256i, v: __m256i) {
     unsafe {
@@ -152,15 +158,16 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_si256(dst.as_mut_ptr().cast(), to_f16(v)) }
     }
     #[inline(always)]
-    fn stream_bf16(self, dst: &mut [bf16; LANES], v: Pair) {
-        unsafe { stream_half(dst.as_mut_ptr().cast(), to_bf16(v)) }
+    fn stream_bf16(self, dst: Fenced<'_, [bf16; LANES]>, v: Pair) {
+        unsafe { stream_half(dst.get().as_mut_ptr().cast(), to_bf16(v)) }
     }
     #[inline(always)]
-    fn stream_f16(self, dst: &mut [f16; LANES], v: Pair) {
-        unsafe { stream_half(dst.as_mut_ptr().cast(), to_f16(v)) }
+    fn stream_f16(self, dst: Fenced<'_, [f16; LANES]>, v: Pair) {
+        unsafe { stream_half(dst.get().as_mut_ptr().cast(), to_f16(v)) }
     }
     #[inline(always)]
-    fn stream(self, dst: &mut Lanes, v: Pair) {
+    fn stream(self, dst: Fenced<'_, Lanes>, v: Pair) {
+        let dst = dst.get();
         let at = dst.as_mut_ptr();
         if at.addr().is_multiple_of(64) {
             unsafe {
@@ -415,10 +422,10 @@ impl Simd64 for Avx2 {
         }
     }
     #[inline(always)]
-    fn dstream(self, dst: &mut Lanes64, v: PairD) {
+    fn dstream(self, dst: Fenced<'_, Lanes64>, v: PairD) {
+        let dst = dst.get();
         let to = dst.as_mut_ptr();
         if to.addr().is_multiple_of(64) {
-            // Streaming stores fault unless they are aligned, which this one is.
             unsafe {
                 _mm256_stream_pd(to, v[0]);
                 _mm256_stream_pd(to.add(4), v[1]);

@@ -3,10 +3,16 @@
 //! Every `unsafe` block of this file calls intrinsics of AVX-512 F and DQ, or moves one vector between
 //! a register and a reference to an array.
 //! SAFETY of all of them: an [`Avx512`] exists only where [`Avx512::new`] was called, whose caller
-//! promises those features (SSE, of the prefetch, is part of x86-64, and it may be given any
-//! address); loads and stores go through references to arrays of the right length.
+//! promises those features (SSE, of the prefetch and the fence, is part of x86-64, and a
+//! prefetch may be given any address); loads and stores go through references to arrays of
+//! the right length, and need no alignment. Streaming stores do: each comes after a look at the
+//! address, to 64 bytes for a zmm and to 32 for a ymm register. And they need a fence
+//! before anything else reads or writes what they wrote, on any thread: they write to what
+//! a [`Fenced`] refers to, which is memory that a [`Streaming`](super::stream::Streaming) has for
+//! itself until its fence.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
+use super::stream::Fenced;
 use super::{LANES, Lanes, Lanes64, Simd, Simd64};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
@@ -49,7 +55,7 @@ unsafe fn to_f16(v: __m512) -> __m256i {
 }
 
 /// # Safety
-/// `dst` may be written, and as the operations of [`Avx512`].
+/// 32 bytes from `dst` on are the memory of a [`Fenced`], and as the operations of [`Avx512`].
 #[inline(always)]
 unsafe fn stream_half(dst: *mut __m256i, v: __m256i) {
     unsafe {
@@ -103,15 +109,16 @@ impl Simd for Avx512 {
         unsafe { _mm256_storeu_si256(dst.as_mut_ptr().cast(), to_f16(v)) }
     }
     #[inline(always)]
-    fn stream_bf16(self, dst: &mut [bf16; LANES], v: __m512) {
-        unsafe { stream_half(dst.as_mut_ptr().cast(), to_bf16(v)) }
+    fn stream_bf16(self, dst: Fenced<'_, [bf16; LANES]>, v: __m512) {
+        unsafe { stream_half(dst.get().as_mut_ptr().cast(), to_bf16(v)) }
     }
     #[inline(always)]
-    fn stream_f16(self, dst: &mut [f16; LANES], v: __m512) {
-        unsafe { stream_half(dst.as_mut_ptr().cast(), to_f16(v)) }
+    fn stream_f16(self, dst: Fenced<'_, [f16; LANES]>, v: __m512) {
+        unsafe { stream_half(dst.get().as_mut_ptr().cast(), to_f16(v)) }
     }
     #[inline(always)]
-    fn stream(self, dst: &mut Lanes, v: __m512) {
+    fn stream(self, dst: Fenced<'_, Lanes>, v: __m512) {
+        let dst = dst.get();
         let at = dst.as_mut_ptr();
         if at.addr().is_multiple_of(64) {
             unsafe { _mm512_stream_ps(at, v) }
@@ -319,10 +326,10 @@ impl Simd64 for Avx512 {
         unsafe { _mm512_storeu_pd(dst.as_mut_ptr(), v) }
     }
     #[inline(always)]
-    fn dstream(self, dst: &mut Lanes64, v: __m512d) {
+    fn dstream(self, dst: Fenced<'_, Lanes64>, v: __m512d) {
+        let dst = dst.get();
         let to = dst.as_mut_ptr();
         if to.addr().is_multiple_of(64) {
-            // Streaming stores fault unless they are aligned, which this one is.
             unsafe { _mm512_stream_pd(to, v) }
         } else {
             self.dstore(dst, v);

@@ -13,7 +13,9 @@ pub(crate) mod half;
 pub(crate) mod neon;
 pub(crate) mod portable;
 pub(crate) mod scalar;
+pub(crate) mod stream;
 
+use self::stream::Fenced;
 use ::half::{bf16, f16};
 
 /// Lanes of the virtual vector: one zmm, two ymm, or four 128-bit registers.
@@ -77,23 +79,23 @@ pub(crate) trait Simd: Simd64 {
 
     /// As [`Simd::store_bf16`] and [`Simd::stream`]; past the caches where `dst` is aligned to its size.
     #[inline(always)]
-    fn stream_bf16(self, dst: &mut [bf16; LANES], v: Self::V) {
-        self.store_bf16(dst, v);
+    fn stream_bf16(self, dst: Fenced<'_, [bf16; LANES]>, v: Self::V) {
+        self.store_bf16(dst.get(), v);
     }
 
     /// As [`Simd::store_f16`] and [`Simd::stream`]; past the caches where `dst` is aligned to its size.
     #[inline(always)]
-    fn stream_f16(self, dst: &mut [f16; LANES], v: Self::V) {
-        self.store_f16(dst, v);
+    fn stream_f16(self, dst: Fenced<'_, [f16; LANES]>, v: Self::V) {
+        self.store_f16(dst.get(), v);
     }
 
     /// As [`Simd::store`], past the caches where `dst` is a whole cache line (64 bytes, aligned).
     ///
-    /// Such stores are not ordered with others: whoever uses them calls [`Simd64::fence`] before
-    /// anything that tells another thread about the data.
+    /// Such stores are not ordered with others: [`stream::Streaming`], by way of which alone they can be
+    /// used, sees to the fence.
     #[inline(always)]
-    fn stream(self, dst: &mut Lanes, v: Self::V) {
-        self.store(dst, v);
+    fn stream(self, dst: Fenced<'_, Lanes>, v: Self::V) {
+        self.store(dst.get(), v);
     }
 
     /// Asks for the cache line at `at`, which may be any address, soon. A hint: nothing by default.
@@ -221,7 +223,7 @@ pub(crate) trait Lane: Copy + Default + 'static {
 
     fn load<S: Simd>(s: S, src: &[Self; LANES]) -> S::V;
     fn store<S: Simd>(s: S, dst: &mut [Self; LANES], v: S::V);
-    fn stream<S: Simd>(s: S, dst: &mut [Self; LANES], v: S::V);
+    fn stream<S: Simd>(s: S, dst: Fenced<'_, [Self; LANES]>, v: S::V);
 
     /// The row itself if it needs no conversion.
     fn as_f32(row: &[Self]) -> Option<&[f32]>;
@@ -248,7 +250,7 @@ macro_rules! lanes {
                 s.$store(dst, v);
             }
             #[inline(always)]
-            fn stream<S: Simd>(s: S, dst: &mut [Self; LANES], v: S::V) {
+            fn stream<S: Simd>(s: S, dst: Fenced<'_, [Self; LANES]>, v: S::V) {
                 s.$stream(dst, v);
             }
             #[inline(always)]
@@ -283,7 +285,8 @@ pub(crate) type Lanes64 = [f64; LANES_64];
 pub(crate) trait Simd64: Copy {
     type D: Copy;
 
-    /// Orders everything that was streamed, also by [`Simd::stream`], before all that is written later.
+    /// Orders everything that was streamed, also by [`Simd::stream`], before all that is read or
+    /// written later.
     #[inline(always)]
     fn fence(self) {}
 
@@ -292,10 +295,10 @@ pub(crate) trait Simd64: Copy {
     fn dstore(self, dst: &mut Lanes64, v: Self::D);
 
     /// As [`Simd64::dstore`], but past the caches where `dst` is aligned to 64 bytes and the backend
-    /// can. See [`Simd64::fence`].
+    /// can. See [`Simd::stream`].
     #[inline(always)]
-    fn dstream(self, dst: &mut Lanes64, v: Self::D) {
-        self.dstore(dst, v);
+    fn dstream(self, dst: Fenced<'_, Lanes64>, v: Self::D) {
+        self.dstore(dst.get(), v);
     }
 
     fn dadd(self, a: Self::D, b: Self::D) -> Self::D;

@@ -2,9 +2,13 @@
 
 use super::exp::{Parts64, Scale64};
 use super::scan::padded;
+use crate::kernel::gradient::{Destination, Piece, Store};
 use crate::math::double_double::{Dd, LN_2};
 use crate::math::exp2_int;
-use crate::simd::Simd;
+use crate::simd::stream::{self, Part};
+use crate::simd::{LANES_64, Lanes64, Simd};
+use std::mem::take;
+use std::slice::from_ref;
 
 /// What is subtracted from the exponential.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +42,7 @@ pub enum Place<'a> {
     InPlace(&'a mut [f64]),
     /// From the first slice to the second.
     Write(&'a [f64], &'a mut [f64]),
-    /// As `Write`, past the caches: to be followed by a fence.
+    /// As `Write`, past the caches.
     Stream(&'a [f64], &'a mut [f64]),
     /// From the first slice, added to the last number times what is in the second.
     Add(&'a [f64], &'a mut [f64], f64),
@@ -50,49 +54,139 @@ const CONSTANT: u8 = 1;
 const TIMES: u8 = 2;
 
 /// Elements that are calculated at once: what is overwritten is copied first, into L1.
-const BLOCK: usize = 1024;
+const BLOCK: usize = 128 * LANES_64;
 
-/// Calculates the terms of `x` for every element. All slices must be of one length.
+/// Calculates the terms for every element of a slice. All slices must be of one length.
+#[inline(always)]
+pub(crate) fn run<S: Simd>(s: S, terms: &ScaledExp<'_>, place: Place<'_>) {
+    let (x, store, g, beta) = match place {
+        Place::InPlace(g) => (None, Store::Plain, g, 0.0),
+        Place::Write(x, g) => (Some(x), Store::Plain, g, 0.0),
+        Place::Stream(x, g) => (Some(x), Store::Stream, g, 0.0),
+        Place::Add(x, g, beta) => (Some(x), Store::Add, g, beta),
+    };
+    let len = g.len();
+    let mut to = Destination::new(s, store, x.is_none(), g);
+    scaled_exp(s, terms, x, to.next(len), beta);
+}
+
+/// Calculates the terms of `x`, or of what is in `to`, for every element. All slices must be of one
+/// length. Where results are added, it is to `beta` times what is there.
 ///
 /// The exponential times `a` is within 1.5 ULP of what `hi` and `lo` give; 0 may stand for what is below
 /// 2^-1022. Where `hi` is beyond 1e14, `lo` holds the logarithm of a sum in one `f64`, and its rounding
 /// adds up to half a unit of the last place of it.
 #[inline(always)]
-pub(crate) fn scaled_exp<S: Simd>(s: S, terms: &ScaledExp<'_>, place: Place<'_>) {
-    let (x, g, beta, stream) = match place {
-        Place::InPlace(g) => (None, g, None, false),
-        Place::Write(x, g) => (Some(x), g, None, false),
-        Place::Stream(x, g) => (Some(x), g, None, true),
-        Place::Add(x, g, beta) => (Some(x), g, Some(beta), false),
-    };
+pub(crate) fn scaled_exp<S: Simd>(
+    s: S,
+    terms: &ScaledExp<'_>,
+    x: Option<&[f64]>,
+    to: Piece<'_, S, f64>,
+    beta: f64,
+) {
     let (b, v) = match terms.subtract {
         Subtract::Nothing => (0.0, None),
         Subtract::Constant(b) => (b, None),
         Subtract::Times(b, v) => (b, Some(v)),
     };
-    let at = Operands::new(s, terms.a, terms.lse, b, beta.unwrap_or(0.0), stream);
-    let mut copy = [0.0; BLOCK];
-    // Vectors that are streamed must be aligned: the first block, which may be empty, ends where they are.
-    let first = if stream { g.as_ptr().align_offset(64).min(g.len()) } else { 0 };
-    let (mut start, mut end, len) = (0, first, g.len());
-    loop {
-        let all = start..end;
-        let g = &mut g[all.clone()];
-        let x = match x {
-            Some(x) => &x[all.clone()],
+    let at = Operands::new(s, terms.a, terms.lse, b, beta);
+    let add = matches!(to, Piece::Add(_));
+    let (mut head, mut vectors, mut tail) = match to {
+        Piece::Plain(g) | Piece::Add(g) => {
+            let (vectors, tail) = g.as_chunks_mut();
+            (&mut [][..], Vectors::Stored(vectors), tail)
+        }
+        Piece::Stream(Part { head, vectors, tail }) => (head, Vectors::Streamed(vectors), tail),
+    };
+    let len = head.len() + vectors.len() * LANES_64 + tail.len();
+    let mut copy = [[0.0; LANES_64]; BLOCK / LANES_64];
+    let mut done = 0;
+    while done < len {
+        // What is no whole vector is copied into one, so that there is one loop.
+        let mut edge = match (head.is_empty(), vectors.len()) {
+            (false, _) => Some(take(&mut head)),
+            (true, 0) => Some(take(&mut tail)),
+            _ => None,
+        };
+        let count = edge.as_ref().map_or((vectors.len() * LANES_64).min(BLOCK), |edge| edge.len());
+        let all = done..done + count;
+        let [x, v, slope] = [x, v, terms.slope].map(|slice| match slice {
+            Some(slice) => &slice[all.clone()],
+            None => &[],
+        });
+        let mut last = [[0.0; LANES_64]];
+        let padded_parts;
+        let (from, to) = match &edge {
+            Some(edge) => {
+                last[0][..count].copy_from_slice(edge);
+                let x = if x.is_empty() { edge } else { x };
+                padded_parts = [padded(x, 0.0), padded(v, 0.0), padded(slope, 0.0)];
+                let [x, v, slope] = padded_parts.each_ref().map(from_ref);
+                (Slices { x, v, slope }, Vectors::Stored(&mut last))
+            }
             None => {
-                copy[..g.len()].copy_from_slice(g);
-                &copy[..g.len()]
+                let to = vectors.take(count / LANES_64);
+                let x = match x.as_chunks().0 {
+                    [] => {
+                        let copy = &mut copy[..to.len()];
+                        copy.copy_from_slice(to.old());
+                        &*copy
+                    }
+                    x => x,
+                };
+                (Slices { x, v: v.as_chunks().0, slope: slope.as_chunks().0 }, to)
             }
         };
-        let v = v.map_or(&[][..], |v| &v[all.clone()]);
-        let slope = terms.slope.map_or(&[][..], |slope| &slope[all]);
-        let from = Slices { x, v, slope };
-        choose(s, &at, &terms.subtract, beta.is_some(), from, g);
-        if end == len {
-            break;
+        choose(s, &at, terms, add, from, to);
+        if let Some(edge) = &mut edge {
+            edge.copy_from_slice(&last[0][..count]);
         }
-        (start, end) = (end, (end + BLOCK).min(len));
+        done += count;
+    }
+}
+
+/// Vectors to be written, of which those that are streamed cannot be read.
+enum Vectors<'a, S: Simd> {
+    Stored(&'a mut [Lanes64]),
+    Streamed(stream::Vectors<'a, S, f64>),
+}
+
+impl<S: Simd> Vectors<'_, S> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        match self {
+            Vectors::Stored(to) => to.len(),
+            Vectors::Streamed(to) => to.len(),
+        }
+    }
+
+    /// The first of them, which are then no longer among these.
+    #[inline(always)]
+    fn take(&mut self, len: usize) -> Self {
+        match self {
+            Vectors::Stored(to) => {
+                let (taken, left) = take(to).split_at_mut(len);
+                *to = left;
+                Vectors::Stored(taken)
+            }
+            Vectors::Streamed(to) => Vectors::Streamed(to.take(len)),
+        }
+    }
+
+    #[inline(always)]
+    fn old(&self) -> &[Lanes64] {
+        match self {
+            Vectors::Stored(to) => to,
+            Vectors::Streamed(_) => &[],
+        }
+    }
+
+    #[inline(always)]
+    fn put(&mut self, s: S, i: usize, v: S::D) {
+        match self {
+            Vectors::Stored(to) => s.dstore(&mut to[i], v),
+            Vectors::Streamed(to) => to.put(i, v),
+        }
     }
 }
 
@@ -100,34 +194,34 @@ pub(crate) fn scaled_exp<S: Simd>(s: S, terms: &ScaledExp<'_>, place: Place<'_>)
 fn choose<S: Simd>(
     s: S,
     at: &Operands<S>,
-    subtract: &Subtract<'_>,
+    terms: &ScaledExp<'_>,
     add: bool,
     from: Slices<'_>,
-    g: &mut [f64],
+    to: Vectors<'_, S>,
 ) {
     use Subtract::{Constant, Nothing, Times};
-    match (subtract, !from.slope.is_empty(), add) {
-        (Nothing, false, false) => block::<S, NOTHING, false, false>(s, at, from, g),
-        (Nothing, false, true) => block::<S, NOTHING, false, true>(s, at, from, g),
-        (Nothing, true, false) => block::<S, NOTHING, true, false>(s, at, from, g),
-        (Nothing, true, true) => block::<S, NOTHING, true, true>(s, at, from, g),
-        (Constant(_), false, false) => block::<S, CONSTANT, false, false>(s, at, from, g),
-        (Constant(_), false, true) => block::<S, CONSTANT, false, true>(s, at, from, g),
-        (Constant(_), true, false) => block::<S, CONSTANT, true, false>(s, at, from, g),
-        (Constant(_), true, true) => block::<S, CONSTANT, true, true>(s, at, from, g),
-        (Times(..), false, false) => block::<S, TIMES, false, false>(s, at, from, g),
-        (Times(..), false, true) => block::<S, TIMES, false, true>(s, at, from, g),
-        (Times(..), true, false) => block::<S, TIMES, true, false>(s, at, from, g),
-        (Times(..), true, true) => block::<S, TIMES, true, true>(s, at, from, g),
+    match (&terms.subtract, terms.slope.is_some(), add) {
+        (Nothing, false, false) => block::<S, NOTHING, false, false>(s, at, from, to),
+        (Nothing, false, true) => block::<S, NOTHING, false, true>(s, at, from, to),
+        (Nothing, true, false) => block::<S, NOTHING, true, false>(s, at, from, to),
+        (Nothing, true, true) => block::<S, NOTHING, true, true>(s, at, from, to),
+        (Constant(_), false, false) => block::<S, CONSTANT, false, false>(s, at, from, to),
+        (Constant(_), false, true) => block::<S, CONSTANT, false, true>(s, at, from, to),
+        (Constant(_), true, false) => block::<S, CONSTANT, true, false>(s, at, from, to),
+        (Constant(_), true, true) => block::<S, CONSTANT, true, true>(s, at, from, to),
+        (Times(..), false, false) => block::<S, TIMES, false, false>(s, at, from, to),
+        (Times(..), false, true) => block::<S, TIMES, false, true>(s, at, from, to),
+        (Times(..), true, false) => block::<S, TIMES, true, false>(s, at, from, to),
+        (Times(..), true, true) => block::<S, TIMES, true, true>(s, at, from, to),
     }
 }
 
-/// What is read; empty where it is absent.
+/// What is read, a vector for each that is written; anything where it is absent.
 #[derive(Clone, Copy)]
 struct Slices<'a> {
-    x: &'a [f64],
-    v: &'a [f64],
-    slope: &'a [f64],
+    x: &'a [Lanes64],
+    v: &'a [Lanes64],
+    slope: &'a [Lanes64],
 }
 
 struct Operands<S: Simd> {
@@ -138,8 +232,6 @@ struct Operands<S: Simd> {
     lo: S::D,
     b: S::D,
     beta: S::D,
-    /// Whether results go past the caches.
-    stream: bool,
 }
 
 /// `a` as a number in [2, 4) times a power of two.
@@ -158,7 +250,7 @@ fn split_exponent(a: f64) -> (f64, f64) {
 
 impl<S: Simd> Operands<S> {
     #[inline(always)]
-    fn new(s: S, a: f64, (hi, lo): (f64, f64), b: f64, beta: f64, stream: bool) -> Self {
+    fn new(s: S, a: f64, (hi, lo): (f64, f64), b: f64, beta: f64) -> Self {
         // a e^(x - lse) = s (1 + q) m e^(exponent ln2 - lse) with s = 2^(n - exponent + k). The last factor
         // is within [1.4, 5.7] and needs two parts, or its rounding would show in every result.
         let (m, k) = split_exponent(a);
@@ -173,7 +265,6 @@ impl<S: Simd> Operands<S> {
             lo: s.dsplat(factor.lo),
             b: s.dsplat(b),
             beta: s.dsplat(beta),
-            stream,
         }
     }
 
@@ -206,27 +297,15 @@ impl<S: Simd> Operands<S> {
 fn block<S: Simd, const SUBTRACT: u8, const SLOPE: bool, const ADD: bool>(
     s: S,
     at: &Operands<S>,
-    from: Slices<'_>,
-    g: &mut [f64],
+    Slices { x, v, slope }: Slices<'_>,
+    mut to: Vectors<'_, S>,
 ) {
-    let (x, x_rest) = from.x.as_chunks();
-    let (v, v_rest) = from.v.as_chunks();
-    let (slope, slope_rest) = from.slope.as_chunks();
-    let (g, g_rest) = g.as_chunks_mut();
-    // The last elements as one more vector, so that there is one loop.
-    let rest = [padded(x_rest, 0.0), padded(v_rest, 0.0), padded(slope_rest, 0.0)];
-    let mut last = [padded(g_rest, 0.0)];
-    let more = usize::from(!g_rest.is_empty());
     let zero = s.dsplat(0.0);
-    let pieces = [(x, v, slope, g), (&rest[0..1], &rest[1..2], &rest[2..3], &mut last[..more])];
-    for (x, v, slope, g) in pieces {
-        for (i, g) in g.iter_mut().enumerate() {
-            let v = if SUBTRACT == TIMES { s.dload(&v[i]) } else { zero };
-            let slope = if SLOPE { s.dload(&slope[i]) } else { zero };
-            let old = if ADD { s.dload(g) } else { zero };
-            let y = at.calculate::<SUBTRACT, SLOPE, ADD>(s, s.dload(&x[i]), v, slope, old);
-            if at.stream { s.dstream(g, y) } else { s.dstore(g, y) }
-        }
+    for i in 0..to.len() {
+        let v = if SUBTRACT == TIMES { s.dload(&v[i]) } else { zero };
+        let slope = if SLOPE { s.dload(&slope[i]) } else { zero };
+        let old = if ADD { s.dload(&to.old()[i]) } else { zero };
+        let y = at.calculate::<SUBTRACT, SLOPE, ADD>(s, s.dload(&x[i]), v, slope, old);
+        to.put(s, i, y);
     }
-    g_rest.copy_from_slice(&last[0][..g_rest.len()]);
 }

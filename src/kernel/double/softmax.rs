@@ -1,8 +1,9 @@
 //! `softmax`, `log_softmax` and `logsumexp` of one row, as `kernel/softmax.rs`.
 
-use super::grad::{Place, ScaledExp, Subtract, scaled_exp};
+use super::grad::{ScaledExp, Subtract, scaled_exp};
 use super::scan::{self, Map, map_lanes};
 use super::sum;
+use crate::kernel::gradient::Piece;
 use crate::kernel::softmax::SoftmaxRow;
 use crate::kernel::transform::{Allowed, Transform};
 use crate::simd::Simd;
@@ -19,7 +20,7 @@ fn logsumexp<S: Simd>(s: S, row: &[f64], allowed: Option<Allowed<'_>>) -> f64 {
 fn softmax<S: Simd>(s: S, row: &mut [f64]) {
     let lse = sum::row(s, row, None).lse();
     let probability = ScaledExp { a: 1.0, lse, subtract: Subtract::Nothing, slope: None };
-    scaled_exp(s, &probability, Place::InPlace(row));
+    scaled_exp(s, &probability, None, Piece::Plain(row), 0.0);
 }
 
 /// In place; NaN for rows that have none.

@@ -1,8 +1,8 @@
 //! The passes over a row of `f64`.
 
-use super::grad::{Place, ScaledExp, Subtract, scaled_exp};
+use super::grad::{ScaledExp, Subtract, scaled_exp};
 use super::{scan, sum};
-use crate::kernel::gradient::Store;
+use crate::kernel::gradient::Destination;
 use crate::kernel::probs::Probs;
 use crate::kernel::sum::{BLOCK, ExpSum, Lse, ranges};
 use crate::kernel::train::{self, Minus, Pass, RowKernel, Weights};
@@ -88,12 +88,14 @@ impl<S: Simd> RowKernel<S> for f64 {
         let plain = transform.is_identity() && !matches!(minus, Minus::Probs(..));
         let (mut z, mut slope) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
         let mut v = Staged([0.0; BLOCK]);
-        for block in ranges(0..g.len(), if plain { g.len().max(1) } else { BLOCK }) {
-            let to = &mut g[block.clone()];
+        let len = g.len();
+        let mut to = Destination::new(s, store, x.is_none(), g);
+        for block in ranges(0..len, if plain { len.max(1) } else { BLOCK }) {
+            let to = to.next(block.len());
             let from = match x {
                 _ if !plain => {
                     let z = &mut z.0[..block.len()];
-                    z.copy_from_slice(x.map_or(&*to, |x| &x[block.clone()]));
+                    z.copy_from_slice(x.map_or(to.old(), |x| &x[block.clone()]));
                     for (i, (z, slope)) in z.iter_mut().zip(&mut slope.0).enumerate() {
                         (*z, *slope) = transform.one(block.start + i, *z);
                     }
@@ -115,13 +117,8 @@ impl<S: Simd> RowKernel<S> for f64 {
             let softcap = transform.softcap.is_some();
             // Only if it is needed: a plain row is one block, longer than this.
             let slope = softcap.then(|| &slope.0[..block.len()]);
-            let place = match (from, store) {
-                (None, _) => Place::InPlace(to),
-                (Some(from), Store::Plain) => Place::Write(from, to),
-                (Some(from), Store::Stream) => Place::Stream(from, to),
-                (Some(from), Store::Add) => Place::Add(from, to, 1.0),
-            };
-            scaled_exp(s, &ScaledExp { a, lse: (lse.hi, lse.lo), subtract, slope }, place);
+            let terms = ScaledExp { a, lse: (lse.hi, lse.lo), subtract, slope };
+            scaled_exp(s, &terms, from, to, 1.0);
         }
     }
 
