@@ -8,6 +8,7 @@ use crate::kernel::transpose::{self, Transpose};
 use crate::kernel::{double, exp, forward, logprobs, read, softmax, sum, train, transform};
 use crate::row_stats::RowStats;
 use crate::simd::Simd;
+use crate::simd::float_env::{Environment, out_of_sight};
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon::Neon;
 use crate::simd::portable::Portable;
@@ -206,6 +207,8 @@ struct Entries {
 }
 
 /// The kernels of a backend that this machine can run: [`Backend::kernels`] makes no others.
+///
+/// Each is entered with a floating-point environment of its own ([`crate::simd::float_env`]).
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels(&'static Entries);
 
@@ -215,8 +218,10 @@ macro_rules! safe_entries {
             $(#[$doc])*
             #[inline]
             pub(crate) fn $name(self, $($arg: $type),*) $(-> $out)? {
+                let entries = out_of_sight(self.0);
+                let _environment = Environment::enter();
                 // SAFETY: `Backend::kernels` detected the instructions of these entries.
-                unsafe { (self.0.$name)($($arg),*) }
+                unsafe { (entries.$name)($($arg),*) }
             }
         )*}
     };

@@ -5,6 +5,7 @@ use crate::columns;
 use crate::error::number;
 use crate::evaluation::NanRows;
 use crate::kernel::double::compare::{Job, Outputs};
+use crate::simd::float_env;
 use crate::targets::{Ignored, TargetRows};
 use crate::{AllowedTokens, Backend, Comparison, Element, Error, Logits, Targets};
 
@@ -343,6 +344,10 @@ impl<'a> Compare<'a> {
     }
 
     fn check<P, Q>(&self, base: Logits<'_, P>, other: Logits<'_, Q>) -> Result<(), Error> {
+        float_env::scope(|| self.check_here(base, other))
+    }
+
+    fn check_here<P, Q>(&self, base: Logits<'_, P>, other: Logits<'_, Q>) -> Result<(), Error> {
         let (base, other) = ((base.rows(), base.vocab()), (other.rows(), other.vocab()));
         if base != other {
             return Err(Error::ComparedShape { base, other });
@@ -383,7 +388,7 @@ impl<'a> Compare<'a> {
             return Ok(());
         }
         let (base, other) = (P::any(base), Q::any(other));
-        let (rate, beta) = (1.0 / self.temperature, self.beta);
+        let (rate, beta) = (float_env::scope(|| 1.0 / self.temperature), self.beta);
         columns::compare(kernels, Job { base, other, targets, allowed, rate, beta, out });
         Ok(())
     }

@@ -5,6 +5,7 @@ use crate::evaluation::NanRows;
 use crate::math::double_double::Dd;
 use crate::math::spread::{self, Spread, Value};
 use crate::math::{self, exp2_int, exponent};
+use crate::simd::float_env;
 
 /// A statistic and its standard error.
 ///
@@ -33,7 +34,7 @@ impl Estimate {
     /// assert!(Estimate::of(&[1.0]).stderr.is_nan());
     /// ```
     pub fn of(values: &[f64]) -> Self {
-        Self::mean(values.iter().copied())
+        float_env::scope(|| Self::mean(values.iter().copied()))
     }
 
     /// The mean of values, in their order, with the standard error `sqrt(variance / (n - 1))`.
@@ -207,19 +208,19 @@ impl Comparison {
 
     /// The mean of KL(P||Q), in nats.
     pub fn mean_kl(&self) -> Estimate {
-        Estimate::of(&self.kl)
+        float_env::scope(|| Estimate::of(&self.kl))
     }
 
     /// Percentiles of KL(P||Q), for fractions of 0, the minimum, to 1, the maximum: interpolated between two values
     /// at `fraction * (n - 1)`. NaN for no rows, and if a row has NaN.
     pub fn kl_percentiles<const N: usize>(&self, fractions: [f64; N]) -> [f64; N] {
-        percentiles(&self.kl, fractions)
+        float_env::scope(|| percentiles(&self.kl, fractions))
     }
 
     /// The share `s` of kept rows with the same most probable class in both models, and `sqrt(s (1 - s) / (n - 1))`.
     /// [`Comparison::nan_rows`] have no most probable class: they count as rows where the models differ.
     pub fn same_top(&self) -> Estimate {
-        let (value, stderr) = spread::share(self.same_top, self.count());
+        let (value, stderr) = float_env::scope(|| spread::share(self.same_top, self.count()));
         Estimate { value, stderr }
     }
 
@@ -253,12 +254,12 @@ impl AtTargets {
 
     /// PPL(base), `e^mean` of the negative log-probabilities under P.
     pub fn base_perplexity(&self) -> Estimate {
-        Estimate::mean(self.nlls().map(|(base, _)| base)).exp()
+        float_env::scope(|| Estimate::mean(self.nlls().map(|(base, _)| base)).exp())
     }
 
     /// PPL(Q).
     pub fn other_perplexity(&self) -> Estimate {
-        Estimate::mean(self.nlls().map(|(_, other)| other)).exp()
+        float_env::scope(|| Estimate::mean(self.nlls().map(|(_, other)| other)).exp())
     }
 
     /// Cor(ln PPL(Q), ln PPL(base)): the correlation of the two log-probabilities of a token, from -1 to 1. NaN if
@@ -266,23 +267,27 @@ impl AtTargets {
     ///
     /// Within 2^-52 of the exact one however little log-probabilities differ: that of a model with itself is 1.
     pub fn correlation(&self) -> f64 {
-        spread::correlation(self.nlls())
+        float_env::scope(|| spread::correlation(self.nlls()))
     }
 
     /// The mean of ln(PPL(Q) / PPL(base)): of the differences of log-probabilities, whose standard error is much
     /// smaller than that of either perplexity where the models agree.
     pub fn log_ratio(&self) -> Estimate {
-        Estimate::mean(self.nlls().map(|(base, other)| Dd::sum(other, -base)))
+        float_env::scope(|| Estimate::mean(self.nlls().map(|(base, other)| Dd::sum(other, -base))))
     }
 
     /// PPL(Q) / PPL(base).
     pub fn ratio(&self) -> Estimate {
-        self.log_ratio().exp()
+        float_env::scope(|| self.log_ratio().exp())
     }
 
     /// PPL(Q) - PPL(base), from [`AtTargets::log_ratio`], so that a small one keeps its digits. Of perplexities beyond
     /// the range of `f64` it is infinite, or NaN if they are equal, and its standard error NaN.
     pub fn difference(&self) -> Estimate {
+        float_env::scope(|| self.difference_here())
+    }
+
+    fn difference_here(&self) -> Estimate {
         let (base, other) = (self.base_perplexity().value, self.other_perplexity().value);
         let log_ratio = self.log_ratio().value;
         let apart = if log_ratio >= 0.0 {
@@ -297,17 +302,21 @@ impl AtTargets {
 
     /// The mean of the probability of the target under Q less that under P, 1 being all of it.
     pub fn mean_delta_p(&self) -> Estimate {
-        Estimate::of(&self.delta_p)
+        float_env::scope(|| Estimate::of(&self.delta_p))
     }
 
     /// Percentiles of it, as [`Comparison::kl_percentiles`].
     pub fn delta_p_percentiles<const N: usize>(&self, fractions: [f64; N]) -> [f64; N] {
-        percentiles(&self.delta_p, fractions)
+        float_env::scope(|| percentiles(&self.delta_p, fractions))
     }
 
     /// The root of the mean of its square, with the standard error `0.5 / rms` times that of the square; 0 if it is
     /// 0 everywhere.
     pub fn rms_delta_p(&self) -> Estimate {
+        float_env::scope(|| self.rms_delta_p_here())
+    }
+
+    fn rms_delta_p_here(&self) -> Estimate {
         let largest = self.delta_p.iter().fold(0.0, |largest: f64, d| largest.max(d.abs()));
         // Squares of less than 1e-154 would be cut to 0.
         let exponent = exponent(largest).clamp(-1022, 0);

@@ -10,6 +10,7 @@ use crate::kernel::train::{self, Config, GradientRows};
 use crate::kernel::transform::{Softcap, Transform};
 use crate::rows::RowSlices;
 use crate::saved::LogSumExp;
+use crate::simd::float_env;
 use crate::targets::{AnyTargets, Ignored, TargetRows};
 use crate::{AllowedTokens, Backend, Element, Error, Evaluation, Floats, Logits, Real, Targets};
 
@@ -139,6 +140,9 @@ pub enum EmptyMean {
 /// The bits of a result do not depend on the number of threads or rows, on the position of a row, on
 /// alignment or stride, nor on the backend as long as it has fused multiply-add:
 /// `tests/equivalence.rs`.
+/// What the calling thread has set its floating-point environment to (rounding, flush-to-zero,
+/// signals) changes no bit either, and is as it was when a call returns: `tests/float_env.rs`. So it
+/// is with everything else in this crate.
 ///
 /// # Special values
 /// - -inf is a mask: probability 0, exactly. As the target's logit it makes the loss +inf.
@@ -650,7 +654,7 @@ impl<'w> CrossEntropy<'w> {
         };
         let out = RowSlices { rows: Some(&mut *rows), ..call.out };
         self.run(Call { out, ..call }, argmax)?;
-        Ok(f(rows))
+        Ok(float_env::scope(|| f(rows)))
     }
 
     /// Checks everything that can be wrong before anything is written, and runs the kernels.
@@ -658,7 +662,7 @@ impl<'w> CrossEntropy<'w> {
     pub(crate) fn run<T: Element>(&self, call: Call<'_, T>, argmax: bool) -> Result<(), Error> {
         // A short row takes a fraction of a microsecond: what it does not need is out of its way.
         if T::HAS_FORWARD
-            && self.is_plain()
+            && float_env::scope(|| self.is_plain())
             && !call.out.wants_training()
             && call.gradient.is_none()
             && let (Some(logits), Targets::Ids(_) | Targets::Shifted(_)) =
@@ -684,7 +688,7 @@ impl<'w> CrossEntropy<'w> {
     fn train<T: Element>(&self, call: Call<'_, T>, argmax: bool) -> Result<(), Error> {
         let (rows, classes) = (call.rows(), call.vocab());
         self.check_reduction()?;
-        self.check_options(rows, classes)?;
+        float_env::scope(|| self.check_options(rows, classes))?;
         let kernels = Backend::kernels(self.backend)?;
         // From here on `vocab` may be more than there is of logits.
         let (first_class, vocab, targets) = match call.shard {
@@ -701,7 +705,8 @@ impl<'w> CrossEntropy<'w> {
         let mut config = self.config::<T::Real>(vocab, first_class)?;
         config.argmax = argmax;
         if call.gradient.is_some() {
-            config.denominators = self.denominators(&targets, config.weights, rows);
+            let denominators = || self.denominators(&targets, config.weights, rows);
+            config.denominators = float_env::scope(denominators);
         }
         let mut gradient = call.gradient;
         let columns = call.logits.and_then(|logits| logits.columns());
@@ -742,6 +747,7 @@ impl<'w> CrossEntropy<'w> {
             smoothing: self.label_smoothing,
             z_loss: self.z_loss,
             weights,
+            // Exact in any floating-point environment: no vocabulary has 2^53 classes.
             weight_sum: if weights.is_some() { self.weight_sum } else { vocab as f64 },
             vocab,
             first_class,
@@ -829,9 +835,10 @@ impl<'w> CrossEntropy<'w> {
     #[inline]
     pub(crate) fn check_reduction(&self) -> Result<(), Error> {
         match self.reduction {
-            Reduction::MeanOver(count) if !(count > 0.0 && count.is_finite()) => {
-                Err(Error::Count { count: error::number(count) })
-            }
+            Reduction::MeanOver(count) => float_env::scope(|| match count {
+                _ if count > 0.0 && count.is_finite() => Ok(()),
+                _ => Err(Error::Count { count: error::number(count) }),
+            }),
             _ => Ok(()),
         }
     }

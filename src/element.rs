@@ -61,7 +61,7 @@ pub(crate) mod sealed {
     use crate::logits::Logits;
     use crate::logprobs::{self, Found, Scratch};
     use crate::row_stats::{NONE, RowStats};
-    use crate::simd::Lane;
+    use crate::simd::{Lane, float_env};
     use half::slice::HalfFloatSliceExt;
     use half::{bf16, f16};
 
@@ -200,7 +200,7 @@ pub(crate) mod sealed {
                     scratch: &'s mut Scratch<f32>,
                 ) -> Found<'s, f32> {
                     logprobs::row_stats(kernels, &part.of(AnyRow::$any(part.row)), parts, &mut scratch.stats);
-                    scratch.stats.found()
+                    float_env::scope(|| scratch.stats.found())
                 }
                 fn row_stats(
                     kernels: Kernels,
@@ -296,7 +296,7 @@ pub(crate) mod sealed {
             _parts: usize,
             scratch: &'s mut Scratch<f64>,
         ) -> Found<'s, f64> {
-            let found = double::logprobs::run(part, &mut scratch.top);
+            let found = float_env::scope(|| double::logprobs::run(part, &mut scratch.top));
             Found {
                 distribution: found.distribution,
                 logprob: None,

@@ -5,6 +5,7 @@ use crate::cross_entropy::Weight;
 use crate::kernel::forward::Row;
 use crate::math;
 use crate::math::spread::Spread;
+use crate::simd::float_env;
 use crate::{EmptyMean, Reduction};
 use std::f64::consts::LN_2;
 
@@ -154,6 +155,10 @@ impl Evaluation {
     /// # Ok::<(), xent::Error>(())
     /// ```
     pub fn merge(&self, next: &Evaluation) -> Evaluation {
+        float_env::scope(|| self.merge_here(next))
+    }
+
+    fn merge_here(&self, next: &Evaluation) -> Evaluation {
         Evaluation {
             reduced: self.reduced.merge(&next.reduced),
             sum: self.sum + next.sum,
@@ -176,22 +181,21 @@ impl Evaluation {
     /// The loss with all options and the z-loss, reduced as
     /// [`CrossEntropy::reduction`](crate::CrossEntropy::reduction) says.
     pub fn loss(&self) -> f64 {
-        self.reduced.loss(self.reduction, self.empty_mean)
+        float_env::scope(|| self.reduced.loss(self.reduction, self.empty_mean))
     }
 
     /// The part of [`Evaluation::loss`] that is not z-loss.
     pub fn cross_entropy(&self) -> f64 {
-        self.reduced.cross_entropy(self.reduction, self.empty_mean)
+        float_env::scope(|| self.reduced.cross_entropy(self.reduction, self.empty_mean))
     }
 
     /// The part of [`Evaluation::loss`] that is z-loss; 0 without
     /// [`CrossEntropy::z_loss`](crate::CrossEntropy::z_loss).
     pub fn z_loss(&self) -> f64 {
-        if self.reduced.z_loss == 0.0 {
-            0.0
-        } else {
-            self.reduced.z_loss(self.reduction, self.empty_mean)
-        }
+        float_env::scope(|| match self.reduced.z_loss {
+            0.0 => 0.0,
+            _ => self.reduced.z_loss(self.reduction, self.empty_mean),
+        })
     }
 
     /// The sum of the negative log-probabilities of the targets, in nats, of the rows that count, whatever the options;
@@ -213,7 +217,7 @@ impl Evaluation {
     ///
     /// Within 1 ULP of the exact one, also where rows differ in their last digits only.
     pub fn stderr(&self) -> f64 {
-        self.nlls.stderr()
+        float_env::scope(|| self.nlls.stderr())
     }
 
     /// `e^mean`: the number of equally probable classes that would be as hard to guess among.
@@ -231,27 +235,27 @@ impl Evaluation {
     /// # Ok::<(), xent::Error>(())
     /// ```
     pub fn perplexity(&self) -> f64 {
-        math::exp(self.mean())
+        float_env::scope(|| math::exp(self.mean()))
     }
 
     /// The standard error of the perplexity, to first order: perplexity times [`Evaluation::stderr`].
     pub fn perplexity_stderr(&self) -> f64 {
-        self.perplexity() * self.stderr()
+        float_env::scope(|| self.perplexity() * self.stderr())
     }
 
     /// `mean / ln 2`.
     pub fn bits_per_token(&self) -> f64 {
-        self.mean() / LN_2
+        float_env::scope(|| self.mean() / LN_2)
     }
 
     /// `sum / (bytes * ln 2)`, for the number of bytes of text that the rows that count stand for.
     pub fn bits_per_byte(&self, bytes: u64) -> f64 {
-        self.sum / (bytes as f64 * LN_2)
+        float_env::scope(|| self.sum / (bytes as f64 * LN_2))
     }
 
     /// The share of the rows that count whose argmax is the target, if it was asked for; NaN for no rows.
     pub fn accuracy(&self) -> Option<f64> {
-        self.correct.map(|correct| correct as f64 / self.count() as f64)
+        float_env::scope(|| self.correct.map(|correct| correct as f64 / self.count() as f64))
     }
 
     /// The number of rows that count whose argmax is the target, if it was asked for. A row whose log-probability is

@@ -1,6 +1,8 @@
 //! Real numbers that go with logits: weights and probabilities.
 #![forbid(unsafe_code)]
 
+use crate::simd::float_env;
+
 /// Numbers in the precision that the caller has, borrowed.
 ///
 /// Functions take `impl Into<Floats>`, so a plain `&[f32]`, `&[f64]`, `&vec` or array will do. Class
@@ -77,7 +79,7 @@ impl<'a> Floats<'a> {
 
     /// The sum of all, in order.
     pub(crate) fn sum(&self) -> f64 {
-        (0..self.len()).map(|i| self.get(i)).sum()
+        float_env::scope(|| (0..self.len()).map(|i| self.get(i)).sum())
     }
 
     pub(crate) fn precision(&self) -> &'static str {

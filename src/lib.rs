@@ -101,6 +101,13 @@ pub mod internals {
         Backend::kernels(Some(backend)).map(|kernels| kernels.rewrite(values, factor))
     }
 
+    /// Calls `f` in the floating-point environment that this crate computes in, and gives the caller's
+    /// back: for the arithmetic of bindings. `f` runs no code of their callers, and waits for no other
+    /// thread.
+    pub fn in_default_float_env<R>(f: impl FnOnce() -> R) -> R {
+        crate::simd::float_env::scope(f)
+    }
+
     /// All numbers in `f32`.
     pub fn widen_bf16(backend: Backend, from: &[bf16], to: &mut [f32]) -> Result<(), Error> {
         Backend::kernels(Some(backend)).map(|kernels| kernels.widen_bf16(from, to))

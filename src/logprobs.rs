@@ -13,6 +13,7 @@ use crate::kernel::train::AllowedRows;
 use crate::kernel::transform::Transform;
 use crate::row_stats::Distribution;
 use crate::rows::{RowSlices, Rows, for_each_group, parts_of_rows, split};
+use crate::simd::float_env;
 use crate::targets::{Ignored, TargetRows};
 use crate::{
     AllowedTokens, Backend, Element, Error, Ids, LogitBias, Logits, LogitsMut, Real, RowStats,
@@ -280,9 +281,9 @@ impl<'a> LogProbs<'a> {
         }
         if let Some(targets) = ask.targets
             && T::HAS_FORWARD
-            && self.is_raw()
             && out.wants_loss_only()
             && ask.parts_of_rows(rows, vocab) == 1
+            && float_env::scope(|| self.is_raw())
         {
             let out = RowSlices { logprobs: out.logprobs, ..RowSlices::default() };
             let job = forward::Job { logits, targets, out, argmax: false };
@@ -459,7 +460,7 @@ impl<'a> LogProbs<'a> {
             }
         };
         let temperature = self.temperature;
-        Error::check_positive("temperature", temperature)?;
+        float_env::scope(|| Error::check_positive("temperature", temperature))?;
         if let Some((ids, k)) = self.candidates {
             let Some(len) = rows.checked_mul(k) else {
                 return Err(Error::Overflow { rows, elements: k });
@@ -472,12 +473,14 @@ impl<'a> LogProbs<'a> {
         }
         if let Some(samples) = self.samples {
             Error::check_input("samples", samples.len(), rows)?;
-            if let Some(row) = samples.iter().position(|sample| !sample.is_possible()) {
+            let impossible = || samples.iter().position(|sample| !sample.is_possible());
+            if let Some(row) = float_env::scope(impossible) {
                 let temperature = number(samples[row].temperature);
                 return Err(Error::SampleTemperature { row, temperature });
             }
         }
-        let bias = self.bias.map(|bias| bias.rows(rows, classes)).transpose()?;
+        let bias = self.bias.map(|bias| float_env::scope(|| bias.rows(rows, classes)));
+        let bias = bias.transpose()?;
         let allowed = self.allowed.map(|allowed| allowed.rows(rows, classes)).transpose()?;
         Ok(Ask {
             targets,
@@ -807,6 +810,9 @@ impl Ask<'_> {
 }
 
 /// A group of rows, from `first` on.
+///
+/// Arithmetic is in scopes of [`float_env`], one for each step: a row may be cut into parts between
+/// two of them.
 struct Batch<'a, T: Element> {
     logits: Logits<'a, T>,
     ask: &'a Ask<'a>,
@@ -871,15 +877,17 @@ impl<T: Element> Batch<'_, T> {
             let local = target
                 .and_then(|target| target.checked_sub(ask.first_class))
                 .filter(|&target| target < x.len());
-            let own = local.map(|class| T::raw(&transform, class, x[class]));
+            let raw_of = |class: usize| float_env::scope(|| T::raw(&transform, class, x[class]));
+            let own = local.map(raw_of);
+            let elsewhere = |logits: &[f32]| float_env::scope(|| logits[row].into());
             let mut part = Part {
                 row: x,
                 classes: 0..x.len(),
                 transform,
                 wanted: ask.wanted,
                 target: local,
-                target_logit: own.or(ask.target_logits.map(|logits| logits[row].into())),
-                draw: ask.samples.map(|samples| samples[row].draw()),
+                target_logit: own.or(ask.target_logits.map(elsewhere)),
+                draw: ask.samples.map(|samples| float_env::scope(|| samples[row].draw())),
                 first_id: ask.first_class as u32,
                 vocab: ask.vocab,
             };
@@ -897,8 +905,10 @@ impl<T: Element> Batch<'_, T> {
                         T::cooled(&transform, T::raw(&transform, class, x[class]))
                     };
                     let cooled = |raw: f64| T::cooled(&transform, raw);
-                    let target_logit = own.map(cooled);
-                    out.write(i, row, &found, target_logit, ask, z, |raw| cooled(raw.into()));
+                    float_env::scope(|| {
+                        let target_logit = own.map(cooled);
+                        out.write(i, row, &found, target_logit, ask, z, |raw| cooled(raw.into()));
+                    });
                 }
             }
         }
@@ -1118,7 +1128,7 @@ pub(crate) fn row_stats(kernels: Kernels, part: &Part<'_>, parts: usize, out: &m
                 || row_stats(kernels, &a, left, out),
                 || row_stats(kernels, &b, parts - left, &mut rest),
             );
-            return out.add(&rest);
+            return float_env::scope(|| out.add(&rest));
         }
     }
     let _ = parts;

@@ -6,6 +6,7 @@ use crate::kernel::sum::Lse;
 use crate::kernel::total::{Moments, Total};
 use crate::kernel::train::Pass;
 use crate::math::exact::ExactSum;
+use crate::simd::float_env;
 use crate::{Error, LogSumExp};
 use std::ops::Range;
 
@@ -120,6 +121,10 @@ impl LossStats {
     /// [`ShardedCrossEntropy::evaluate`](crate::ShardedCrossEntropy::evaluate) finds out. They must stem from calls with the same
     /// options, which it cannot.
     pub fn merge(&self, other: &LossStats) -> LossStats {
+        float_env::scope(|| self.merge_here(other))
+    }
+
+    fn merge_here(&self, other: &LossStats) -> LossStats {
         let mut merged = *self;
         merged.total.merge(&other.total);
         merged.logits.merge(&other.logits);
@@ -154,7 +159,8 @@ impl LossStats {
     ///
     /// Rounded to `f32` within 1 ULP. NaN for rows with NaN or +inf, or nothing but -inf.
     pub fn loss(&self) -> Option<f64> {
-        (self.owners > 0).then(|| self.total.sum().loss(self.total.fused, self.target))
+        let loss = || self.total.sum().loss(self.total.fused, self.target);
+        (self.owners > 0).then(|| float_env::scope(loss))
     }
 
     /// The transformed logit of the target.
@@ -164,12 +170,12 @@ impl LossStats {
 
     /// `ln(sum_j e^z[j])`: -inf for nothing but -inf or no classes, +inf if there is one, NaN if there is one.
     pub fn logsumexp(&self) -> f64 {
-        self.lse().value()
+        float_env::scope(|| self.lse().value())
     }
 
     /// The logsumexp as [`ShardedCrossEntropy::backward`](crate::ShardedCrossEntropy::backward) needs it.
     pub fn saved(&self) -> LogSumExp {
-        crate::kernel::single::saved(self.lse())
+        float_env::scope(|| crate::kernel::single::saved(self.lse()))
     }
 
     fn lse(&self) -> Lse {
@@ -235,7 +241,7 @@ impl LossStats {
     /// # Ok::<(), xent::Error>(())
     /// ```
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Result<LossStats, Error> {
-        Self::read(In(bytes)).ok_or(Error::RowStatsBytes)
+        float_env::scope(|| Self::read(In(bytes))).ok_or(Error::RowStatsBytes)
     }
 
     fn read(mut from: In<'_>) -> Option<LossStats> {

@@ -38,6 +38,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+use crate::simd::float_env;
 use crate::{Error, Ids, Real, TokenLogProbs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -309,8 +310,8 @@ fn text(bytes: &[u8]) -> String {
 
 fn floored<R: Real>(logprob: R) -> R {
     // A NaN is not above anything.
-    let is_fine = logprob.into() >= FLOOR && logprob.into().is_finite();
-    if is_fine { logprob } else { R::from_f64(FLOOR) }
+    let is_fine = || logprob.into() >= FLOOR && logprob.into().is_finite();
+    if float_env::scope(is_fine) { logprob } else { R::from_f64(FLOOR) }
 }
 
 #[cfg(test)]

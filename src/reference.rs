@@ -1,7 +1,8 @@
 //! The oracle: what the kernels are proven against, and what to verify your own kernel with.
 //!
 //! Two passes in `f64` with compensated sums, written to be read rather than to be fast. Results are
-//! exact to a few units of the last place of `f64`, far beyond the `f32` that they judge.
+//! exact to a few units of the last place of `f64`, far beyond the `f32` that they judge, whatever the
+//! calling thread has set its floating-point environment to.
 //!
 //! ```
 //! use xent::reference;
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 use crate::math::double_double::Dd;
+use crate::simd::float_env;
 
 /// Everything about one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,14 +52,16 @@ fn max(logits: impl Iterator<Item = f64>) -> f64 {
 /// assert_eq!(xent::reference::logsumexp(&[1e30, 1e30]), 1e30); // ln 2 is lost in 1e30
 /// ```
 pub fn logsumexp(logits: &[impl Copy + Into<f64>]) -> f64 {
-    let x = || logits.iter().map(|&x| x.into());
-    let max = max(x());
-    let Some(best) = x().position(|x| x == max).filter(|_| max.is_finite()) else {
-        return max;
-    };
-    // The largest is left out of the sum: next to its 1 small ones would have no digits.
-    let others = x().enumerate().filter(|&(j, _)| j != best).map(|(_, x)| (x - max).exp());
-    max + sum(others).ln_1p()
+    float_env::scope(|| {
+        let x = || logits.iter().map(|&x| x.into());
+        let max = max(x());
+        let Some(best) = x().position(|x| x == max).filter(|_| max.is_finite()) else {
+            return max;
+        };
+        // The largest is left out of the sum: next to its 1 small ones would have no digits.
+        let others = x().enumerate().filter(|&(j, _)| j != best).map(|(_, x)| (x - max).exp());
+        max + sum(others).ln_1p()
+    })
 }
 
 /// Loss, logsumexp and argmax of one row.
@@ -68,26 +72,28 @@ pub fn logsumexp(logits: &[impl Copy + Into<f64>]) -> f64 {
 /// # Panics
 /// If `target` is not a class.
 pub fn row(logits: &[impl Copy + Into<f64>], target: usize) -> Row {
-    let x = || logits.iter().map(|&x| x.into());
-    let t = logits[target].into();
-    let others = || x().enumerate().filter(|&(j, _)| j != target).map(|(_, x)| x);
-    let max = max(others());
-    let loss = if t.is_nan() || t == f64::INFINITY || max.is_nan() || max == f64::INFINITY {
-        f64::NAN
-    } else if max == f64::NEG_INFINITY {
-        if t == f64::NEG_INFINITY { f64::NAN } else { 0.0 }
-    } else if max <= t {
-        sum(others().map(|x| (x - t).exp())).ln_1p()
-    } else {
-        (max - t) + (sum(others().map(|x| (x - max).exp())) + (t - max).exp()).ln()
-    };
-    let (mut argmax, mut best) = (0, f64::NEG_INFINITY);
-    for (j, x) in x().enumerate() {
-        if x > best || (x.is_nan() && !best.is_nan()) {
-            (argmax, best) = (j, x);
+    float_env::scope(|| {
+        let x = || logits.iter().map(|&x| x.into());
+        let t = logits[target].into();
+        let others = || x().enumerate().filter(|&(j, _)| j != target).map(|(_, x)| x);
+        let max = max(others());
+        let loss = if t.is_nan() || t == f64::INFINITY || max.is_nan() || max == f64::INFINITY {
+            f64::NAN
+        } else if max == f64::NEG_INFINITY {
+            if t == f64::NEG_INFINITY { f64::NAN } else { 0.0 }
+        } else if max <= t {
+            sum(others().map(|x| (x - t).exp())).ln_1p()
+        } else {
+            (max - t) + (sum(others().map(|x| (x - max).exp())) + (t - max).exp()).ln()
+        };
+        let (mut argmax, mut best) = (0, f64::NEG_INFINITY);
+        for (j, x) in x().enumerate() {
+            if x > best || (x.is_nan() && !best.is_nan()) {
+                (argmax, best) = (j, x);
+            }
         }
-    }
-    Row { loss, logsumexp: logsumexp(logits), argmax }
+        Row { loss, logsumexp: logsumexp(logits), argmax }
+    })
 }
 
 /// The sum of the losses of rows of `vocab` logits, and the number of rows kept.
@@ -105,9 +111,11 @@ pub fn cross_entropy(
     targets: &[i64],
     ignore_index: i64,
 ) -> (f64, usize) {
-    let kept = || targets.iter().enumerate().filter(|&(_, &t)| t != ignore_index);
-    let losses = kept().map(|(i, &t)| row(&logits[i * vocab..][..vocab], t as usize).loss);
-    (sum(losses), kept().count())
+    float_env::scope(|| {
+        let kept = || targets.iter().enumerate().filter(|&(_, &t)| t != ignore_index);
+        let losses = kept().map(|(i, &t)| row(&logits[i * vocab..][..vocab], t as usize).loss);
+        (sum(losses), kept().count())
+    })
 }
 
 /// `e^x[j] / sum_k e^x[k]`; NaN for rows that have none, as the kernels.
@@ -116,7 +124,7 @@ pub fn cross_entropy(
 /// assert_eq!(xent::reference::softmax(&[3.0, f32::NEG_INFINITY]), [1.0, 0.0]);
 /// ```
 pub fn softmax(logits: &[impl Copy + Into<f64>]) -> Vec<f64> {
-    log_softmax(logits).into_iter().map(f64::exp).collect()
+    float_env::scope(|| log_softmax(logits).into_iter().map(f64::exp).collect())
 }
 
 /// `x[j] - ln(sum_k e^x[k])`, with the largest class left out of the sum as the target is in [`row`].
@@ -126,12 +134,14 @@ pub fn softmax(logits: &[impl Copy + Into<f64>]) -> Vec<f64> {
 /// assert!((log_p[0] / -(-40f64).exp() - 1.0).abs() < 1e-15); // -4.2e-18, not 0
 /// ```
 pub fn log_softmax(logits: &[impl Copy + Into<f64>]) -> Vec<f64> {
-    let max = max(logits.iter().map(|&x| x.into()));
-    let Some(best) = logits.iter().position(|&x| x.into() == max) else {
-        return vec![f64::NAN; logits.len()];
-    };
-    let loss = row(logits, best).loss;
-    logits.iter().map(|&x| (x.into() - max) - loss).collect()
+    float_env::scope(|| {
+        let max = max(logits.iter().map(|&x| x.into()));
+        let Some(best) = logits.iter().position(|&x| x.into() == max) else {
+            return vec![f64::NAN; logits.len()];
+        };
+        let loss = row(logits, best).loss;
+        logits.iter().map(|&x| (x.into() - max) - loss).collect()
+    })
 }
 
 /// `sum_j e^-d`, and the same times `d - center` and its square, with `d = max - x[j]` and without the largest class: next
@@ -159,7 +169,9 @@ fn moments(logits: &[impl Copy + Into<f64>], center: f64) -> Option<[f64; 3]> {
 /// assert!((entropy(&[40.0, 0.0]) / (41.0 * (-40f64).exp()) - 1.0).abs() < 1e-15);
 /// ```
 pub fn entropy(logits: &[impl Copy + Into<f64>]) -> f64 {
-    moments(logits, 0.0).map_or(f64::NAN, |[sum, first, _]| sum.ln_1p() + first / (1.0 + sum))
+    float_env::scope(|| {
+        moments(logits, 0.0).map_or(f64::NAN, |[sum, first, _]| sum.ln_1p() + first / (1.0 + sum))
+    })
 }
 
 /// The variance of `ln p[j]` under `p`; NaN for rows that have none, as the kernels.
@@ -172,11 +184,13 @@ pub fn entropy(logits: &[impl Copy + Into<f64>]) -> f64 {
 /// assert!((varentropy(&[0.0, 1.0]) - p * (1.0 - p)).abs() < 1e-15);
 /// ```
 pub fn varentropy(logits: &[impl Copy + Into<f64>]) -> f64 {
-    let Some([sum, first, _]) = moments(logits, 0.0) else { return f64::NAN };
-    let mean = first / (1.0 + sum);
-    // Around the mean nothing cancels.
-    let second = moments(logits, mean).map_or(f64::NAN, |[_, _, second]| second);
-    (mean * mean + second) / (1.0 + sum)
+    float_env::scope(|| {
+        let Some([sum, first, _]) = moments(logits, 0.0) else { return f64::NAN };
+        let mean = first / (1.0 + sum);
+        // Around the mean nothing cancels.
+        let second = moments(logits, mean).map_or(f64::NAN, |[_, _, second]| second);
+        (mean * mean + second) / (1.0 + sum)
+    })
 }
 
 /// How many logits are at least that of the target, itself among them, and one more than how many are above it: what
@@ -194,9 +208,12 @@ pub fn varentropy(logits: &[impl Copy + Into<f64>]) -> f64 {
 /// # Panics
 /// If `target` is not a class.
 pub fn rank(logits: &[impl Copy + Into<f64>], target: usize) -> (u64, u64) {
-    let t: f64 = logits[target].into();
-    let count = |is: &dyn Fn(f64) -> bool| logits.iter().filter(|&&x| is(x.into())).count() as u64;
-    if t.is_nan() { (0, 0) } else { (count(&|x| x >= t), count(&|x| x > t) + 1) }
+    float_env::scope(|| {
+        let t: f64 = logits[target].into();
+        let count =
+            |is: &dyn Fn(f64) -> bool| logits.iter().filter(|&&x| is(x.into())).count() as u64;
+        if t.is_nan() { (0, 0) } else { (count(&|x| x >= t), count(&|x| x > t) + 1) }
+    })
 }
 
 /// The `k` classes with the largest logits, in descending order; of equals the lowest first, which both zeros are. NaN is
@@ -206,16 +223,18 @@ pub fn rank(logits: &[impl Copy + Into<f64>], target: usize) -> (u64, u64) {
 /// assert_eq!(xent::reference::top_k(&[1.0, f32::NAN, 3.0, f32::INFINITY, 3.0], 4), [1, 3, 2, 4]);
 /// ```
 pub fn top_k(logits: &[impl Copy + Into<f64>], k: usize) -> Vec<usize> {
-    // The sum with 0 has one zero of two.
-    let key = |j: usize| -> f64 { logits[j].into() + 0.0 };
-    let mut ids: Vec<usize> = (0..logits.len()).collect();
-    ids.sort_by(|&a, &b| {
-        let (a, b) = (key(a), key(b));
-        // Stable: the lowest of equals stays first.
-        b.is_nan().cmp(&a.is_nan()).then(b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal))
-    });
-    ids.truncate(k);
-    ids
+    float_env::scope(|| {
+        // The sum with 0 has one zero of two.
+        let key = |j: usize| -> f64 { logits[j].into() + 0.0 };
+        let mut ids: Vec<usize> = (0..logits.len()).collect();
+        ids.sort_by(|&a, &b| {
+            let (a, b) = (key(a), key(b));
+            // Stable: the lowest of equals stays first.
+            b.is_nan().cmp(&a.is_nan()).then(b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal))
+        });
+        ids.truncate(k);
+        ids
+    })
 }
 
 /// Options of a loss, named and explained as the functions of [`CrossEntropy`](crate::CrossEntropy).
@@ -319,25 +338,27 @@ impl Options<'_> {
 /// # Panics
 /// If the target, or the weights, do not go with the logits.
 pub fn loss(logits: &[impl Copy + Into<f64>], target: Target<'_>, options: &Options<'_>) -> Loss {
-    let z: Vec<f64> = logits.iter().map(|&x| options.transform(x.into()).0).collect();
-    let nll: Vec<f64> = log_softmax(&z).into_iter().map(|log_p| 0.0 - log_p).collect();
-    let (vocab, e) = (z.len(), options.label_smoothing);
-    let cross_entropy = match target {
-        Target::Class(class) if e == 0.0 => options.weight(class) * nll[class],
-        Target::Class(class) => {
-            let all = sum((0..vocab).map(|j| options.weight(j) * nll[j]));
-            (1.0 - e) * options.weight(class) * nll[class] + e / vocab as f64 * all
+    float_env::scope(|| {
+        let z: Vec<f64> = logits.iter().map(|&x| options.transform(x.into()).0).collect();
+        let nll: Vec<f64> = log_softmax(&z).into_iter().map(|log_p| 0.0 - log_p).collect();
+        let (vocab, e) = (z.len(), options.label_smoothing);
+        let cross_entropy = match target {
+            Target::Class(class) if e == 0.0 => options.weight(class) * nll[class],
+            Target::Class(class) => {
+                let all = sum((0..vocab).map(|j| options.weight(j) * nll[j]));
+                (1.0 - e) * options.weight(class) * nll[class] + e / vocab as f64 * all
+            }
+            Target::Probs(_) => sum((0..vocab).map(|j| match options.factor(target, j, vocab) {
+                0.0 if !nll[j].is_nan() => 0.0,
+                factor => factor * nll[j],
+            })),
+        };
+        let lse = logsumexp(&z);
+        Loss {
+            cross_entropy: options.token_weight * cross_entropy,
+            z_loss: options.token_weight * options.z_loss * lse * lse,
         }
-        Target::Probs(_) => sum((0..vocab).map(|j| match options.factor(target, j, vocab) {
-            0.0 if !nll[j].is_nan() => 0.0,
-            factor => factor * nll[j],
-        })),
-    };
-    let lse = logsumexp(&z);
-    Loss {
-        cross_entropy: options.token_weight * cross_entropy,
-        z_loss: options.token_weight * options.z_loss * lse * lse,
-    }
+    })
 }
 
 /// The gradient of a row's loss by each of its logits.
@@ -360,21 +381,23 @@ pub fn gradient(
     options: &Options<'_>,
     upstream: [f64; 2],
 ) -> Vec<f64> {
-    let (z, slope): (Vec<f64>, Vec<f64>) =
-        logits.iter().map(|&x| options.transform(x.into())).unzip();
-    let vocab = z.len();
-    let factor = |j| options.factor(target, j, vocab);
-    let (log_p, lse) = (log_softmax(&z), logsumexp(&z));
-    let total = sum((0..vocab).map(factor));
-    let of_class = |j: usize| {
-        // total * p - factor, with a p - 1 that keeps its digits where p is nearly 1.
-        let p = log_p[j].exp();
-        let cross_entropy = (total - factor(j)) * p + factor(j) * log_p[j].exp_m1();
-        let z_loss = options.z_loss * 2.0 * lse * p;
-        let [a, b] = upstream;
-        options.token_weight * (a * cross_entropy + b * z_loss) * slope[j]
-    };
-    (0..vocab).map(of_class).collect()
+    float_env::scope(|| {
+        let (z, slope): (Vec<f64>, Vec<f64>) =
+            logits.iter().map(|&x| options.transform(x.into())).unzip();
+        let vocab = z.len();
+        let factor = |j| options.factor(target, j, vocab);
+        let (log_p, lse) = (log_softmax(&z), logsumexp(&z));
+        let total = sum((0..vocab).map(factor));
+        let of_class = |j: usize| {
+            // total * p - factor, with a p - 1 that keeps its digits where p is nearly 1.
+            let p = log_p[j].exp();
+            let cross_entropy = (total - factor(j)) * p + factor(j) * log_p[j].exp_m1();
+            let z_loss = options.z_loss * 2.0 * lse * p;
+            let [a, b] = upstream;
+            options.token_weight * (a * cross_entropy + b * z_loss) * slope[j]
+        };
+        (0..vocab).map(of_class).collect()
+    })
 }
 
 /// The distance of `got` from `exact`, in units of the last place of `exact` rounded to `f32`.
@@ -382,16 +405,18 @@ pub fn gradient(
 /// 0 for two NaN, and for infinities that agree (`exact` beyond the range of `f32` is one). The unit
 /// of 0 and of subnormal numbers is the smallest subnormal.
 pub fn ulp_error(got: f32, exact: f64) -> f64 {
-    let rounded = exact as f32;
-    if got.is_nan() || rounded.is_nan() {
-        return if got.is_nan() && rounded.is_nan() { 0.0 } else { f64::INFINITY };
-    }
-    if got.is_infinite() || rounded.is_infinite() {
-        return if got == rounded { 0.0 } else { f64::INFINITY };
-    }
-    let exponent = (exact.abs().to_bits() >> 52) as i32 - 1023;
-    let unit = 2f64.powi(exponent.max(-126) - 23);
-    (f64::from(got) - exact).abs() / unit
+    float_env::scope(|| {
+        let rounded = exact as f32;
+        if got.is_nan() || rounded.is_nan() {
+            return if got.is_nan() && rounded.is_nan() { 0.0 } else { f64::INFINITY };
+        }
+        if got.is_infinite() || rounded.is_infinite() {
+            return if got == rounded { 0.0 } else { f64::INFINITY };
+        }
+        let exponent = (exact.abs().to_bits() >> 52) as i32 - 1023;
+        let unit = 2f64.powi(exponent.max(-126) - 23);
+        (f64::from(got) - exact).abs() / unit
+    })
 }
 
 /// The loss of a row as it is often written by hand: a pass for the maximum, a pass for the sum of
@@ -409,9 +434,11 @@ pub fn ulp_error(got: f32, exact: f64) -> f64 {
 /// # Panics
 /// If `target` is not a class.
 pub fn two_pass_f32(logits: &[f32], target: usize) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f32 = logits.iter().map(|&x| (x - max).exp()).sum();
-    sum.ln() + max - logits[target]
+    float_env::scope(|| {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f32 = logits.iter().map(|&x| (x - max).exp()).sum();
+        sum.ln() + max - logits[target]
+    })
 }
 
 /// A number of about 68 correct bits: `hi` is the nearest `f64`, `lo` what that leaves.
@@ -456,11 +483,13 @@ fn exp_sum(x: impl Iterator<Item = f64>, from: f64) -> Dd {
 /// assert_eq!((lse.hi, lse.lo), (1e30, 2f64.ln()));
 /// ```
 pub fn logsumexp_f64(logits: &[f64]) -> Precise {
-    let max = max(logits.iter().copied());
-    if !max.is_finite() {
-        return Dd::new(max).into();
-    }
-    (Dd::new(max) + exp_sum(logits.iter().copied(), max).ln()).into()
+    float_env::scope(|| {
+        let max = max(logits.iter().copied());
+        if !max.is_finite() {
+            return Dd::new(max).into();
+        }
+        (Dd::new(max) + exp_sum(logits.iter().copied(), max).ln()).into()
+    })
 }
 
 /// [`row`] of `f64`, to 68 bits.
@@ -475,63 +504,71 @@ pub fn logsumexp_f64(logits: &[f64]) -> Precise {
 /// # Panics
 /// If `target` is not a class.
 pub fn row_f64(logits: &[f64], target: usize) -> RowF64 {
-    let t = logits[target];
-    let others = || logits.iter().enumerate().filter(|&(j, _)| j != target).map(|(_, &x)| x);
-    let max = max(others());
-    let loss = if t.is_nan() || t == f64::INFINITY || max.is_nan() || max == f64::INFINITY {
-        Dd::new(f64::NAN)
-    } else if max == f64::NEG_INFINITY {
-        Dd::new(if t == f64::NEG_INFINITY { f64::NAN } else { 0.0 })
-    } else if max - t == f64::INFINITY {
-        Dd::new(max - t)
-    } else if max <= t {
-        exp_sum(others(), t).ln_1p()
-    } else {
-        Dd::sum(max, -t) + exp_sum(logits.iter().copied(), max).ln()
-    };
-    let mut argmax = 0;
-    for (j, x) in logits.iter().enumerate() {
-        if *x > logits[argmax] || (x.is_nan() && !logits[argmax].is_nan()) {
-            argmax = j;
+    float_env::scope(|| {
+        let t = logits[target];
+        let others = || logits.iter().enumerate().filter(|&(j, _)| j != target).map(|(_, &x)| x);
+        let max = max(others());
+        let loss = if t.is_nan() || t == f64::INFINITY || max.is_nan() || max == f64::INFINITY {
+            Dd::new(f64::NAN)
+        } else if max == f64::NEG_INFINITY {
+            Dd::new(if t == f64::NEG_INFINITY { f64::NAN } else { 0.0 })
+        } else if max - t == f64::INFINITY {
+            Dd::new(max - t)
+        } else if max <= t {
+            exp_sum(others(), t).ln_1p()
+        } else {
+            Dd::sum(max, -t) + exp_sum(logits.iter().copied(), max).ln()
+        };
+        let mut argmax = 0;
+        for (j, x) in logits.iter().enumerate() {
+            if *x > logits[argmax] || (x.is_nan() && !logits[argmax].is_nan()) {
+                argmax = j;
+            }
         }
-    }
-    RowF64 { loss: loss.into(), logsumexp: logsumexp_f64(logits), argmax }
+        RowF64 { loss: loss.into(), logsumexp: logsumexp_f64(logits), argmax }
+    })
 }
 
 /// [`log_softmax`] of `f64`, to 68 bits; NaN for rows that have none.
 pub fn log_softmax_f64(logits: &[f64]) -> Vec<Precise> {
-    let max = max(logits.iter().copied());
-    let Some(best) = logits.iter().position(|&x| x == max) else {
-        return vec![Dd::new(f64::NAN).into(); logits.len()];
-    };
-    let loss = row_f64(logits, best).loss;
-    let log_p = |&x: &f64| match x - max {
-        // Of -inf and what is beyond the range of `f64`, and where the loss is NaN.
-        apart if apart.is_infinite() || loss.hi.is_nan() => Dd::new(apart - loss.hi),
-        _ => Dd::sum(x, -max) - Dd { hi: loss.hi, lo: loss.lo },
-    };
-    logits.iter().map(log_p).map(Precise::from).collect()
+    float_env::scope(|| {
+        let max = max(logits.iter().copied());
+        let Some(best) = logits.iter().position(|&x| x == max) else {
+            return vec![Dd::new(f64::NAN).into(); logits.len()];
+        };
+        let loss = row_f64(logits, best).loss;
+        let log_p = |&x: &f64| match x - max {
+            // Of -inf and what is beyond the range of `f64`, and where the loss is NaN.
+            apart if apart.is_infinite() || loss.hi.is_nan() => Dd::new(apart - loss.hi),
+            _ => Dd::sum(x, -max) - Dd { hi: loss.hi, lo: loss.lo },
+        };
+        logits.iter().map(log_p).map(Precise::from).collect()
+    })
 }
 
 /// [`softmax`] of `f64`, to 68 bits of numbers above 1e-290; NaN for rows that have none.
 pub fn softmax_f64(logits: &[f64]) -> Vec<Precise> {
-    let exp = |Precise { hi, lo }: Precise| {
-        if hi == f64::NEG_INFINITY { Dd::ZERO } else { Dd { hi, lo }.exp() }
-    };
-    log_softmax_f64(logits).into_iter().map(exp).map(Precise::from).collect()
+    float_env::scope(|| {
+        let exp = |Precise { hi, lo }: Precise| {
+            if hi == f64::NEG_INFINITY { Dd::ZERO } else { Dd { hi, lo }.exp() }
+        };
+        log_softmax_f64(logits).into_iter().map(exp).map(Precise::from).collect()
+    })
 }
 
 /// [`ulp_error`] of `f64`: the distance of `got` from `exact`, in units of the last place of `exact`.
 pub fn ulp_error_f64(got: f64, exact: Precise) -> f64 {
-    if got.is_nan() || exact.hi.is_nan() {
-        return if got.is_nan() && exact.hi.is_nan() { 0.0 } else { f64::INFINITY };
-    }
-    if got.is_infinite() || exact.hi.is_infinite() {
-        return if got == exact.hi { 0.0 } else { f64::INFINITY };
-    }
-    let magnitude = exact.hi.abs();
-    let unit = (magnitude.next_up() - magnitude).min(f64::MAX - f64::MAX.next_down());
-    ((got - exact.hi) - exact.lo).abs() / unit
+    float_env::scope(|| {
+        if got.is_nan() || exact.hi.is_nan() {
+            return if got.is_nan() && exact.hi.is_nan() { 0.0 } else { f64::INFINITY };
+        }
+        if got.is_infinite() || exact.hi.is_infinite() {
+            return if got == exact.hi { 0.0 } else { f64::INFINITY };
+        }
+        let magnitude = exact.hi.abs();
+        let unit = (magnitude.next_up() - magnitude).min(f64::MAX - f64::MAX.next_down());
+        ((got - exact.hi) - exact.lo).abs() / unit
+    })
 }
 
 /// `ln p[j]` of a row.
@@ -579,15 +616,17 @@ fn sum_pairs(
 /// # Panics
 /// If the rows are not of one length.
 pub fn kl(base: &[impl Copy + Into<f64>], other: &[impl Copy + Into<f64>]) -> f64 {
-    sum_pairs(base, other, |log_p, log_q| {
-        let p = prob(log_p);
-        if p.hi == 0.0 {
-            Dd::ZERO
-        } else if log_q.hi == f64::NEG_INFINITY {
-            Dd::new(f64::INFINITY)
-        } else {
-            p * (log_p - log_q)
-        }
+    float_env::scope(|| {
+        sum_pairs(base, other, |log_p, log_q| {
+            let p = prob(log_p);
+            if p.hi == 0.0 {
+                Dd::ZERO
+            } else if log_q.hi == f64::NEG_INFINITY {
+                Dd::new(f64::INFINITY)
+            } else {
+                p * (log_p - log_q)
+            }
+        })
     })
 }
 
@@ -602,23 +641,25 @@ pub fn kl(base: &[impl Copy + Into<f64>], other: &[impl Copy + Into<f64>]) -> f6
 /// # Panics
 /// As [`kl`].
 pub fn jsd(base: &[impl Copy + Into<f64>], other: &[impl Copy + Into<f64>], beta: f64) -> f64 {
-    if beta == 0.0 {
-        return kl(base, other);
-    }
-    if beta == 1.0 {
-        return kl(other, base);
-    }
-    sum_pairs(base, other, |log_p, log_q| {
-        let (p, q) = (prob(log_p), prob(log_q));
-        let rest = Dd::sum(1.0, -beta);
-        let m = p * beta + q * rest;
-        // Nothing beside the others, and beyond the range of the logarithm.
-        if m.hi < 1e-290 {
-            return Dd::ZERO;
+    float_env::scope(|| {
+        if beta == 0.0 {
+            return kl(base, other);
         }
-        let log_m = m.ln();
-        let part = |p: Dd, log_p: Dd| if p.hi == 0.0 { p } else { p * (log_p - log_m) };
-        part(p, log_p) * beta + part(q, log_q) * rest
+        if beta == 1.0 {
+            return kl(other, base);
+        }
+        sum_pairs(base, other, |log_p, log_q| {
+            let (p, q) = (prob(log_p), prob(log_q));
+            let rest = Dd::sum(1.0, -beta);
+            let m = p * beta + q * rest;
+            // Nothing beside the others, and beyond the range of the logarithm.
+            if m.hi < 1e-290 {
+                return Dd::ZERO;
+            }
+            let log_m = m.ln();
+            let part = |p: Dd, log_p: Dd| if p.hi == 0.0 { p } else { p * (log_p - log_m) };
+            part(p, log_p) * beta + part(q, log_q) * rest
+        })
     })
 }
 
@@ -631,8 +672,10 @@ pub fn jsd(base: &[impl Copy + Into<f64>], other: &[impl Copy + Into<f64>], beta
 /// # Panics
 /// As [`kl`].
 pub fn total_variation(base: &[impl Copy + Into<f64>], other: &[impl Copy + Into<f64>]) -> f64 {
-    0.5 * sum_pairs(base, other, |log_p, log_q| {
-        let d = prob(log_p) - prob(log_q);
-        if d.hi < 0.0 { -d } else { d }
+    float_env::scope(|| {
+        0.5 * sum_pairs(base, other, |log_p, log_q| {
+            let d = prob(log_p) - prob(log_q);
+            if d.hi < 0.0 { -d } else { d }
+        })
     })
 }

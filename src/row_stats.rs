@@ -9,6 +9,7 @@ use crate::kernel::total::Total;
 use crate::kernel::transform::Transform;
 use crate::logprobs::{Found, rounded};
 use crate::loss_stats::seams;
+use crate::simd::float_env;
 use crate::{Error, LogSumExp, math};
 
 /// No token.
@@ -295,7 +296,7 @@ impl RowStats {
             return Err(Error::ShardOverlap { a, b });
         }
         let mut merged = *self;
-        merged.add(other);
+        float_env::scope(|| merged.add(other));
         Ok(merged)
     }
 
@@ -394,6 +395,10 @@ impl RowStats {
     ///
     /// Rounded to `f32` within 1 ULP. NaN for rows with NaN or +inf, or nothing but -inf.
     pub fn loss(&self) -> Option<f64> {
+        float_env::scope(|| self.loss_here())
+    }
+
+    fn loss_here(&self) -> Option<f64> {
         let others = || self.others.sum().loss(self.fused(), self.cooled(self.target));
         (self.has_target() && self.classes.is_contiguous()).then(others)
     }
@@ -404,7 +409,11 @@ impl RowStats {
 
     /// The log-probability of the target: the negative of [`RowStats::loss`].
     pub fn logprob(&self) -> Option<f64> {
-        self.loss().map(|loss| 0.0 - loss)
+        float_env::scope(|| self.logprob_here())
+    }
+
+    fn logprob_here(&self) -> Option<f64> {
+        self.loss_here().map(|loss| 0.0 - loss)
     }
 
     /// The logit of the target after bias and mask and before the temperature, which other shards need to count its rank
@@ -415,6 +424,10 @@ impl RowStats {
 
     /// `ln(sum_j e^z[j])`: -inf for nothing but -inf or no classes, +inf if there is one, NaN if there is one, or a gap.
     pub fn logsumexp(&self) -> f64 {
+        float_env::scope(|| self.logsumexp_here())
+    }
+
+    fn logsumexp_here(&self) -> f64 {
         if !self.classes.is_contiguous() {
             return f64::NAN;
         }
@@ -425,26 +438,30 @@ impl RowStats {
     /// the gradient of its own classes. With a target it has the bits that
     /// [`RowOutputs::saved`](crate::RowOutputs::saved) has.
     pub fn saved(&self) -> LogSumExp {
-        let lse = match self.loss() {
-            Some(loss) => self.others.sum().lse_with(self.fused(), self.cooled(self.target), loss),
-            None => self.all.sum().lse(self.fused()),
-        };
-        crate::kernel::single::saved(lse)
+        float_env::scope(|| {
+            let lse = match self.loss_here() {
+                Some(loss) => {
+                    self.others.sum().lse_with(self.fused(), self.cooled(self.target), loss)
+                }
+                None => self.all.sum().lse(self.fused()),
+            };
+            crate::kernel::single::saved(lse)
+        })
     }
 
     /// The log-probability of a token with that logit, as the transform leaves it: [`TopToken::logit`].
     pub fn logprob_of(&self, logit: f32) -> f64 {
-        self.distribution().logprob(logit.into())
+        float_env::scope(|| self.distribution().logprob(logit.into()))
     }
 
     /// How many logits are at least that of the target, itself among them: what vLLM calls rank. 0 for a NaN.
     pub fn rank(&self) -> Option<u64> {
-        self.ranks().map(|(ge, _)| ge)
+        float_env::scope(|| self.ranks().map(|(ge, _)| ge))
     }
 
     /// One more than how many logits are above that of the target. 0 for a NaN.
     pub fn strict_rank(&self) -> Option<u64> {
-        self.ranks().map(|(_, gt)| gt)
+        float_env::scope(|| self.ranks().map(|(_, gt)| gt))
     }
 
     fn ranks(&self) -> Option<(u64, u64)> {
@@ -464,23 +481,24 @@ impl RowStats {
     /// The tokens with the largest logits, in descending order, of equals the lowest first: as many as were asked for,
     /// or as there are classes.
     pub fn top_k(&self) -> impl Iterator<Item = TopToken> + '_ {
-        let distribution = self.distribution();
+        let distribution = float_env::scope(|| self.distribution());
         let entries = if self.classes.is_contiguous() { self.top.entries() } else { &[] };
-        entries.iter().map(move |&(logit, id)| {
+        let token = move |&(logit, id): &(f32, u32)| {
             let logit = self.cooled(logit);
             TopToken { id, logit, logprob: rounded(distribution.logprob(logit.into())) }
-        })
+        };
+        entries.iter().map(move |entry| float_env::scope(|| token(entry)))
     }
 
     /// Everything, for [`TokenOutputs`](crate::TokenOutputs).
     pub(crate) fn found(&self) -> Found<'_, f32> {
         Found {
             distribution: self.distribution(),
-            logprob: self.logprob(),
-            logsumexp: self.logsumexp(),
+            logprob: self.logprob_here(),
+            logsumexp: self.logsumexp_here(),
             ranks: self.ranks().unwrap_or((0, 0)),
             top: self.top.entries(),
-            argmax: self.argmax().map_or(-1, i64::from),
+            argmax: self.argmax_here().map_or(-1, i64::from),
             max: self.best.into(),
             drawn: self.drawn().map(|drawn| (drawn.id, drawn.logit.into())),
         }
@@ -488,6 +506,10 @@ impl RowStats {
 
     /// The first token with the largest logit, or with a NaN if there is one; `None` without classes.
     pub fn argmax(&self) -> Option<u32> {
+        float_env::scope(|| self.argmax_here())
+    }
+
+    fn argmax_here(&self) -> Option<u32> {
         if self.nan_id != NONE {
             return Some(self.nan_id).filter(|_| self.classes.is_contiguous());
         }
@@ -499,18 +521,18 @@ impl RowStats {
     /// `-sum_j p[j] ln p[j]` in nats, if it was asked for. Also where it is tiny all digits count: see
     /// [`LogProbs`](crate::LogProbs).
     pub fn entropy(&self) -> Option<f64> {
-        self.has(HAS_ENTROPY).then(|| self.distribution().entropy)
+        self.has(HAS_ENTROPY).then(|| float_env::scope(|| self.distribution()).entropy)
     }
 
     /// The variance of `ln p[j]` under `p`, if it was asked for.
     pub fn varentropy(&self) -> Option<f64> {
-        self.has(HAS_VARENTROPY).then(|| self.distribution().varentropy)
+        self.has(HAS_VARENTROPY).then(|| float_env::scope(|| self.distribution()).varentropy)
     }
 
     /// The token that was drawn; `None` if nothing was asked to be, or nothing can be: in a row with NaN or +inf, or with
     /// nothing but -inf.
     pub fn sampled(&self) -> Option<u32> {
-        self.drawn().map(|drawn| drawn.id)
+        float_env::scope(|| self.drawn()).map(|drawn| drawn.id)
     }
 
     pub(crate) fn drawn(&self) -> Option<Drawn> {
@@ -576,7 +598,7 @@ impl RowStats {
     /// # Ok::<(), xent::Error>(())
     /// ```
     pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Result<RowStats, Error> {
-        Self::read(In(bytes)).ok_or(Error::RowStatsBytes)
+        float_env::scope(|| Self::read(In(bytes))).ok_or(Error::RowStatsBytes)
     }
 
     fn read(mut from: In<'_>) -> Option<RowStats> {

@@ -7,6 +7,7 @@ use crate::kernel::logprobs::Draw;
 use crate::kernel::top::MAX_TOP_K;
 use crate::math::{self, Compensated};
 use crate::row_stats::{Distribution, NONE};
+use crate::simd::float_env;
 use crate::{Error, Real, RowStats};
 
 /// How to draw a token of a row: the Gumbel-max trick with a random number per token.
@@ -164,7 +165,7 @@ impl Sampler {
         sample: Sample,
     ) -> Result<i64, Error> {
         Error::check_input("log-probabilities of tokens", logprobs.len(), ids.len())?;
-        self.draw_among(&Reported { ids, logprobs }, vocab, sample)
+        float_env::scope(|| self.draw_among(&Reported { ids, logprobs }, vocab, sample))
     }
 
     /// As [`Sampler::draw`], of what [`LogProbs::row_stats`](crate::LogProbs::row_stats) found with
@@ -190,7 +191,7 @@ impl Sampler {
     /// As [`Sampler::draw`]; [`Error::NothingToSample`] also for statistics without the most probable tokens, as those of
     /// an ignored row.
     pub fn draw_row(&self, row: &RowStats, vocab: usize, sample: Sample) -> Result<i64, Error> {
-        self.draw_among(&OfRow::new(row), vocab, sample)
+        float_env::scope(|| self.draw_among(&OfRow::new(row), vocab, sample))
     }
 
     fn draw_among(&self, tokens: &impl Ranked, vocab: usize, sample: Sample) -> Result<i64, Error> {

@@ -5,6 +5,7 @@ use crate::cross_entropy::Call;
 use crate::kernel::forward::Row;
 use crate::math;
 use crate::rows::RowSlices;
+use crate::simd::float_env;
 use crate::{CrossEntropy, Element, Error, Logits, Targets};
 
 /// The score of one sequence: made by [`CrossEntropy::sequences`].
@@ -38,12 +39,12 @@ impl SequenceScore {
 
     /// The mean log-probability of a token; NaN for no tokens.
     pub fn mean(&self) -> f64 {
-        self.logprob / self.tokens as f64
+        float_env::scope(|| self.logprob / self.tokens as f64)
     }
 
     /// `e^-mean`; NaN for no tokens.
     pub fn perplexity(&self) -> f64 {
-        math::exp(-self.mean())
+        float_env::scope(|| math::exp(-self.mean()))
     }
 
     /// Whether every target is the most probable class of its row, the first if several are: what greedy
@@ -132,7 +133,7 @@ impl CrossEntropy<'_> {
         }
         let rows = self.score_rows(logits, targets.into())?;
         for (score, range) in scores.iter_mut().zip(offsets.windows(2)) {
-            *score = SequenceScore::new(&rows[range[0]..range[1]]);
+            *score = float_env::scope(|| SequenceScore::new(&rows[range[0]..range[1]]));
         }
         Ok(())
     }
@@ -161,7 +162,7 @@ impl CrossEntropy<'_> {
         check_offsets(offsets, logits.rows())?;
         let rows = self.score_rows(logits, targets.into())?;
         let ranges = offsets.windows(2).map(|range| range[0]..range[1]);
-        Ok(ranges.map(|range| SequenceScore::new(&rows[range])).collect())
+        Ok(float_env::scope(|| ranges.map(|range| SequenceScore::new(&rows[range])).collect()))
     }
 
     /// What the pass found about each row.

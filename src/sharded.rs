@@ -8,6 +8,7 @@ use crate::kernel::forward::Row;
 use crate::kernel::single::saved;
 use crate::kernel::train::Trained;
 use crate::rows::RowSlices;
+use crate::simd::float_env;
 use crate::targets::{AnyTargets, RowTarget};
 use crate::{
     CrossEntropy, Element, Error, Gradient, LogSumExp, Logits, LogitsMut, LossStats, RowOutputs,
@@ -95,12 +96,22 @@ impl ShardedCrossEntropy<'_> {
         targets: impl Into<Targets<'a>>,
         outputs: RowOutputs<'_, f32>,
     ) -> Result<Evaluation, Error> {
+        let targets = targets.into();
+        float_env::scope(|| self.evaluate_here(merged, targets, outputs))
+    }
+
+    fn evaluate_here(
+        &self,
+        merged: &[LossStats],
+        targets: Targets<'_>,
+        outputs: RowOutputs<'_, f32>,
+    ) -> Result<Evaluation, Error> {
         let (loss, rows, vocab) = (&self.loss, merged.len(), self.vocab);
         self.check_weights()?;
         loss.check_reduction()?;
         loss.check_options(rows, vocab)?;
         let config = loss.config::<f32>(vocab, 0)?;
-        let targets = targets.into().ids_only()?;
+        let targets = targets.ids_only()?;
         let targets = AnyTargets::<f32>::new(targets, loss.ignored, rows, vocab)?;
         self.check_outputs(&outputs, rows)?;
         let mut out = outputs.slices;
@@ -234,7 +245,7 @@ impl ShardedCrossEntropy<'_> {
             };
             mix(target);
             let weight = self.loss.token_weights.filter(|weights| weights.len() == rows);
-            mix(weight.map_or(0, |weights| weights.get(row).to_bits()));
+            mix(weight.map_or(0, |weights| float_env::scope(|| weights.get(row).to_bits())));
         }
         Ok(hash)
     }

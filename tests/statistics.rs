@@ -116,7 +116,10 @@ fn close_correlation(at: &AtTargets) {
     let (base, other) = (at.base_logprobs(), at.other_logprobs());
     let (got, want) = (at.correlation(), correlation(base, other));
     let close = (got - want).abs() <= f64::EPSILON || got.is_nan() && want.is_nan();
-    assert!(close && (got.is_nan() || got.abs() <= 1.0), "{got:e} instead of {want:e}: {base:?} {other:?}");
+    assert!(
+        close && (got.is_nan() || got.abs() <= 1.0),
+        "{got:e} instead of {want:e}: {base:?} {other:?}"
+    );
 }
 
 proptest! {

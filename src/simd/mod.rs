@@ -8,6 +8,7 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod float_env;
 pub(crate) mod half;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;

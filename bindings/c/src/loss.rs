@@ -7,6 +7,7 @@ use crate::status::{Failure, guard, xent_status};
 use crate::types::*;
 use crate::views::{self, for_dtype};
 use std::ffi::c_void;
+use xent::internals::in_default_float_env;
 use xent::{
     CrossEntropy, Evaluation, Floats, Gradient, LogSumExp, RowOutputs, SequenceScore, Upstream,
 };
@@ -426,8 +427,8 @@ unsafe fn run_as<'a, T: Logit>(
         (None, None) => (0, 0),
     };
     let scaled = match each {
-        Some(each) if upstream != 1.0 => Some(scaled(each, upstream)?),
-        _ => None,
+        Some(each) => in_default_float_env(|| scaled(each, upstream))?,
+        None => None,
     };
     let upstream = match (each, &scaled) {
         (_, Some(each)) => Upstream::rows(each),
@@ -458,8 +459,12 @@ unsafe fn run_as<'a, T: Logit>(
     Ok(Some(evaluation))
 }
 
-/// Both upstream gradients as one: 0 where either is, as on such a row nothing depends.
-fn scaled(each: Floats<'_>, by: f64) -> Result<Vec<f64>, Failure> {
+/// Both upstream gradients as one, 0 where either is, as on such a row nothing depends; `None` if that is what the
+/// rows have.
+fn scaled(each: Floats<'_>, by: f64) -> Result<Option<Vec<f64>>, Failure> {
+    if by == 1.0 {
+        return Ok(None);
+    }
     let mut product = Vec::new();
     if product.try_reserve_exact(each.len()).is_err() {
         return Err(Failure::Memory { len: each.len(), size: size_of::<f64>() });
@@ -470,7 +475,7 @@ fn scaled(each: Floats<'_>, by: f64) -> Result<Vec<f64>, Failure> {
         Floats::F64(each) => product.extend(each.iter().map(|&x| times(x))),
         _ => unreachable!("views::floats makes no others"),
     }
-    Ok(product)
+    Ok(Some(product))
 }
 
 /// # Safety

@@ -176,6 +176,11 @@ fn the_api_from_cpp() {
     everywhere(&root().join("tests/api.cpp"), " 0 failures");
 }
 
+#[test]
+fn the_floating_point_environment_of_a_program() {
+    everywhere(&root().join("tests/float_env.c"), " 0 failures");
+}
+
 /// On the fastest backend that valgrind knows (not AVX-512, and it says so to a program that asks the CPU), and on those
 /// that every machine has.
 #[test]
