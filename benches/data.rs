@@ -2,6 +2,7 @@
 //!
 //! One row of 151,936 classes, or as many as asked for, on one thread; medians of ratios that are taken in turn.
 
+#[allow(dead_code, reason = "a part of it is for the other benches")]
 mod common;
 
 use common::{Batch, fastest_backend};

@@ -328,7 +328,7 @@ impl<'a> Compare<'a> {
         }
         // Ignored rows are `false`, and have 0.
         let same_top = same_top.into_iter().filter(|&same| same).count() as u64;
-        let nans = NanRows::of(kl.iter().map(|kl| kl.is_nan()));
+        let nans = float_env::scope(|| NanRows::of(kl.iter().map(|kl| kl.is_nan())));
         let Some(targets) = targets else { return Ok(Comparison::new(kl, same_top, nans)) };
         for values in [&mut kl, &mut base_logprobs, &mut other_logprobs, &mut delta_p] {
             let mut row = 0..;

@@ -209,7 +209,7 @@ impl Evaluation {
     ///
     /// Within 1 ULP of the exact mean of the rows' own, in however many batches they came; finite if these are.
     pub fn mean(&self) -> f64 {
-        self.nlls.mean()
+        float_env::scope(|| self.nlls.mean())
     }
 
     /// The standard error of the mean, `sqrt(variance / (n - 1))` with the variance over `n` as

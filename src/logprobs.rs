@@ -895,7 +895,7 @@ impl<T: Element> Batch<'_, T> {
                 Sink::Stats(out) => T::row_stats(kernels, &part, parts, &mut out[i]),
                 Sink::Outputs(out) => {
                     let mut found = T::found(kernels, &part, parts, &mut scratch);
-                    if found.is_out_of_range(&transform) {
+                    if float_env::scope(|| found.is_out_of_range(&transform)) {
                         transform.origin = found.max;
                         part.transform.origin = found.max;
                         found = T::found(kernels, &part, parts, &mut scratch);
@@ -907,7 +907,14 @@ impl<T: Element> Batch<'_, T> {
                     let cooled = |raw: f64| T::cooled(&transform, raw);
                     float_env::scope(|| {
                         let target_logit = own.map(cooled);
-                        out.write(i, row, &found, target_logit, ask, z, |raw| cooled(raw.into()));
+                        out.write(
+                            i,
+                            row,
+                            &found,
+                            target_logit,
+                            ask,
+                            (z, |raw: T::Real| cooled(raw.into())),
+                        );
                     });
                 }
             }
@@ -933,8 +940,7 @@ impl<R: Real> TokenOutputs<'_, R> {
         found: &Found<'_, R>,
         target_logit: Option<f64>,
         ask: &Ask<'_>,
-        z: impl Fn(i128) -> f64,
-        cooled: impl Fn(R) -> f64,
+        (z, cooled): (impl Fn(i128) -> f64, impl Fn(R) -> f64),
     ) {
         let Distribution { entropy, varentropy, .. } = found.distribution;
         // Of any token but the target of the row: they must not depend on which that is.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::bytes::{In, Out, total_bytes};
+use crate::error::number;
 use crate::kernel::logprobs::Part;
 use crate::kernel::sum;
 use crate::kernel::top::{MAX_TOP_K, Top};
@@ -286,8 +287,9 @@ impl RowStats {
                 let (a, b) = (a.vocab.to_string(), b.vocab.to_string());
                 return Err(Error::ShardOptions { what: "vocabulary", a, b });
             }
-            if self.temperature != other.temperature {
-                let (a, b) = (self.temperature.to_string(), other.temperature.to_string());
+            // Of bits: the environment of the caller has no part in it.
+            if self.temperature.to_bits() != other.temperature.to_bits() {
+                let (a, b) = (number(self.temperature), number(other.temperature));
                 return Err(Error::ShardOptions { what: "temperature", a, b });
             }
         }

@@ -547,7 +547,7 @@ where
                 });
                 let mut found = Vec::new();
                 for (a, b) in parts[0].iter().zip(&parts[1]) {
-                    let merged = a.merge(b);
+                    let merged = a.merge(b).unwrap();
                     let bytes = merged.to_bytes();
                     found.extend(bytes.iter().map(|&byte| u64::from(byte)));
                     let row = RowStats::from_bytes(&bytes).unwrap();
@@ -807,7 +807,8 @@ fn everything_else() {
                     [id as u8]
                 };
                 let choice = openai::ChoiceLogprobs::new(&found, &ids, text).unwrap();
-                let mut all: Vec<f32> = choice.content.iter().map(|token| token.logprob).collect();
+                let mut all: Vec<f32> =
+                    choice.content.iter().filter_map(|token| token.logprob).collect();
                 for token in &choice.content {
                     all.extend(token.top_logprobs.iter().map(|top| top.logprob));
                 }

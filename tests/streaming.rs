@@ -68,7 +68,8 @@ where
         };
         for (k, ce) in all.iter().enumerate() {
             let want = gradient(ce, &x, &targets, 0, 3);
-            for &offset in if k == 0 { &[0, 1, 7][..] } else { &[k] } {
+            let offsets: &[usize] = if k == 0 { &[0, 1, 7] } else { &[3] };
+            for &offset in offsets {
                 let got = gradient(ce, &x, &targets, offset, 1);
                 let other = got.iter().zip(&want).position(|(&g, &w)| bits(g) != bits(w));
                 let at = other.map(|j| (j / vocab, j % vocab));
