@@ -553,13 +553,15 @@ fn errors() {
     assert_eq!(ask.row_stats(logits, shard.target_logits(&[1.0]), &mut stats), Err(error));
     let error = Error::OutputLength { output: "stats", len: 1, expected: 2 };
     assert_eq!(ask.row_stats(logits, shard, &mut stats[..1]), Err(error));
-    let range = "at most 128, nor more than the vocabulary";
-    let error = Error::Option { option: "top_k", value: "5".to_owned(), range };
-    assert_eq!(ask.top_k(5).row_stats(logits, shard, &mut stats), Err(error));
+    let range = "at most 128, the most tokens that are found of a row";
+    let error = Error::Option { option: "top_k", value: "129".to_owned(), range };
+    assert_eq!(ask.top_k(129).row_stats(logits, shard, &mut stats), Err(error));
     assert_eq!(stats, before);
-    // More than the shard has, but not than the vocabulary.
-    assert_eq!(ask.top_k(4).row_stats(logits, shard, &mut stats), Ok(()));
-    assert_eq!(stats[1].top_k().map(|t| t.id).collect::<Vec<_>>(), [3, 2]);
+    // More than the shard has, and more than the vocabulary, which are all.
+    for k in [4, 5] {
+        assert_eq!(ask.top_k(k).row_stats(logits, shard, &mut stats), Ok(()));
+        assert_eq!(stats[1].top_k().map(|t| t.id).collect::<Vec<_>>(), [3, 2]);
+    }
 }
 
 /// A draw is the same wherever the vocabulary is cut.

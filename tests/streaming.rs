@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Rng, for_each_backend};
+use common::{Rng, for_each_backend, thin};
 use xent::*;
 
 /// Bytes from which a gradient is streamed.
@@ -39,9 +39,15 @@ where
     for<'a> Floats<'a>: From<&'a Vec<T::Real>>,
     T::Real: From<f32>,
 {
+    // These have no streaming stores, nor has Arm.
+    let is_plain = backend <= Backend::Portable;
+    if thin() > 1 || is_plain && size_of::<T>() != 4 {
+        println!("{backend}: left out");
+        return;
+    }
     let mut rng = Rng::new(3);
     // What is no whole number of vectors, and less than one.
-    let vocabs: &[usize] = if backend <= Backend::Portable { &[4099] } else { &[50_257, 131, 5] };
+    let vocabs: &[usize] = if is_plain { &[4099] } else { &[50_257, 131, 5] };
     for (i, &vocab) in vocabs.iter().enumerate() {
         let rows = (STREAM / size_of::<T>()).div_ceil(vocab) + 1;
         let mut x: Vec<T> = Vec::with_capacity(rows * vocab);
@@ -62,13 +68,13 @@ where
             ce().softcap(20.0).temperature(0.7).label_smoothing(0.1).class_weights(&weights),
         ];
         let all = match i {
-            0 if backend > Backend::Portable && size_of::<T>() > 2 => &options[..],
-            0 if backend > Backend::Portable => &options[..2],
+            0 if !is_plain && size_of::<T>() > 2 => &options[..],
+            0 if !is_plain => &options[..2],
             _ => &options[3..4],
         };
         for (k, ce) in all.iter().enumerate() {
             let want = gradient(ce, &x, &targets, 0, 3);
-            let offsets: &[usize] = if k == 0 { &[0, 1, 7] } else { &[3] };
+            let offsets: &[usize] = if k == 0 && !is_plain { &[0, 1, 7] } else { &[3] };
             for &offset in offsets {
                 let got = gradient(ce, &x, &targets, offset, 1);
                 let other = got.iter().zip(&want).position(|(&g, &w)| bits(g) != bits(w));
