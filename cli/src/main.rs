@@ -36,8 +36,20 @@ enum Error {
     File { file: PathBuf, error: file::Error },
     #[error("{}: {error}", file.display())]
     Input { file: PathBuf, error: input::Error },
-    #[error("{}: {target}: {error}; {}", file.display(), ignored_ids(ignored))]
-    Target { file: PathBuf, target: String, error: Box<xent::Error>, ignored: Vec<i64> },
+    // What the library says beyond that is about its calls.
+    #[error(
+        "{}: {tensor}: row {row}: target {target} is out of range for a vocabulary of {vocab}; {}",
+        file.display(),
+        ignored_ids(ignored)
+    )]
+    Target {
+        file: PathBuf,
+        tensor: String,
+        row: usize,
+        target: i128,
+        vocab: usize,
+        ignored: Vec<i64>,
+    },
     #[error("{}: {error}", file.display())]
     Score { file: PathBuf, error: xent::Error },
     #[error("{}: {error}", file.display())]
@@ -181,14 +193,14 @@ fn in_pool<T: Send>(threads: Option<u16>, work: impl FnOnce() -> T + Send) -> Re
 fn scoring_error<T: Logit>(error: xent::Error, input: &Input<'_, T>, args: &Score) -> Error {
     let file = args.file.clone();
     match error {
-        xent::Error::TargetOutOfRange { row, .. } => {
+        xent::Error::TargetOutOfRange { row, target, vocab } => {
             let tensor = &args.targets;
-            let target = match input.index_of_target(row) {
+            let tensor = match input.index_of_target(row) {
                 Some(index) => format!("tensor `{tensor}` at {index:?}"),
                 None => format!("tensor `{tensor}`"),
             };
             let ignored = args.rows.ignore_index.clone();
-            Error::Target { file, target, error: error.into(), ignored }
+            Error::Target { file, tensor, row, target, vocab, ignored }
         }
         // A backend is a bad `XENT_BACKEND`: `--backend` was checked with the rest of the command line.
         xent::Error::UnknownBackend { .. }
