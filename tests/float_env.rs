@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{Kind, Rng, fastest, for_each_backend, thin};
+#[cfg(feature = "rayon")]
+use common::fastest;
+use common::{Kind, Rng, for_each_backend, thin};
 use std::any::Any;
 use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
