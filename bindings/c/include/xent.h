@@ -100,7 +100,8 @@ enum xent_status
     XENT_ERROR_OFFSETS = 15,
     // This machine or this build cannot run the backend.
     XENT_ERROR_BACKEND = 16,
-    // A shard is not part of its vocabulary, or bytes are no statistics of a row.
+    // A shard is not part of its vocabulary, shards overlap, leave a gap or do not belong together, or bytes are no
+    // statistics of a row.
     XENT_ERROR_SHARD = 17,
     // No token can be drawn from what is known.
     XENT_ERROR_NOT_DRAWN = 18,
@@ -826,10 +827,15 @@ xent_status xent_row_stats(const struct xent_options *options,
                            size_t stats_len);
 
 // Merges the statistics of a row over two shards, `XENT_ROW_STATS_BYTES` bytes each, into `merged`, which may be either of
-// them. In any order the result has the same bits.
+// them. In any order the result has the same bits. Shards that overlap, of other vocabularies or at other temperatures,
+// are `XENT_ERROR_SHARD`. What has a gap says nothing until that is filled: see `xent_row_stats_check`.
 xent_status xent_row_stats_merge(const uint8_t *a,
                                  const uint8_t *b,
                                  uint8_t *merged);
+
+// Whether each class of the vocabulary was merged once into the statistics of row `row`, which an error names:
+// `XENT_ERROR_SHARD` for a gap, or for classes that were merged twice.
+xent_status xent_row_stats_check(const uint8_t *stats, size_t row);
 
 // Tells what the statistics of a row say, `XENT_ROW_STATS_BYTES` bytes.
 xent_status xent_row_stats_summary(const uint8_t *stats, struct xent_row_summary *summary);
