@@ -73,7 +73,7 @@ rows 3 kept, 1 ignored; mean logprob -1.44735; perplexity 4.25185; accuracy 33.3
     assert_eq!(
         stdout(&file, &["--top", "2", "--entropy", "--varentropy", "--sample=1", "--sample-temperature=0"]),
         "     row   target        logprob     rank   argmax        entropy     varentropy  sampled        logprob top
-       0        2    -0.40760598        1        2     0.83239555     0.42440453        2    -0.40760598 2:-0.40760598 1:-1.407606
+       0        2    -0.40760598        1        2      0.8323956     0.42440453        2    -0.40760598 2:-0.40760598 1:-1.407606
        1        1     -3.2413113        3        2      0.6215846      0.6018088        2     -0.2413113 2:-0.2413113 0:-1.7413113
        2     -100              -        -        -              -              -        -              - -
        3        2     -0.6931472        2        1      0.6931472            0.0        1     -0.6931472 1:-0.6931472 2:-0.6931472
