@@ -46,7 +46,9 @@ pub fn check<T: Logit + xent::Element<Real = f32>>(
         let merged: Vec<RowStats> = (0..asked.rows)
             .map(|row| {
                 let parts: Vec<RowStats> = second.iter().map(|stats| stats[row]).collect();
-                let in_order = parts.iter().fold(RowStats::default(), |all, part| all.merge(part).expect("disjoint"));
+                let in_order = parts
+                    .iter()
+                    .fold(RowStats::default(), |all, part| all.merge(part).expect("disjoint"));
                 let other = anyhow(parts, &order);
                 let size = size(asked, row);
                 close(&other, &in_order, size, &|| at("order"));

@@ -507,10 +507,14 @@ pub(crate) fn run<S: Simd>(s: S, part: &Part<'_>, out: &mut RowStats) {
         let all = sums.moments(sums.all);
         has_nan |= all.sum.nan | all.sum.sum.is_nan();
         if part.wanted.loss {
-            let others = others.map_or(all.sum, |others| {
-                let others = ChunkSums::new(s, &others, chunk, sum::STEPS);
-                others.moments(others.all).sum
-            });
+            // No closure, which would not be inlined.
+            let others = match &others {
+                Some(others) => {
+                    let others = ChunkSums::new(s, others, chunk, sum::STEPS);
+                    others.moments(others.all).sum
+                }
+                None => all.sum,
+            };
             out.others.add(&Moments { sum: others, first: 0.0, second: 0.0 });
         }
         let is_best = best.as_ref().is_none_or(|best| sums.center > best.center);

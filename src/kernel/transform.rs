@@ -259,11 +259,10 @@ pub(crate) fn stage_raw<S: Simd>(
 pub(crate) fn stage_cooled<S: Simd>(s: S, transform: &Transform<'_>, z: &mut [f32]) {
     if transform.temperature != 1.0 {
         drop_subnormals(s, transform, z);
-        let divide = Divide::<S> {
-            origin: (transform.origin != 0.0).then(|| s.splat(transform.origin as f32)),
-            temperature: s.splat(transform.temperature as f32),
-        };
-        each(s, z, &divide);
+        if transform.origin != 0.0 {
+            each(s, z, &Subtract::<S>(s.splat(transform.origin as f32)));
+        }
+        each(s, z, &Divide::<S>(s.splat(transform.temperature as f32)));
     }
 }
 
@@ -382,15 +381,21 @@ impl<S: Simd> Map<S> for Multiply<S> {
     }
 }
 
-struct Divide<S: Simd> {
-    origin: Option<S::V>,
-    temperature: S::V,
+struct Subtract<S: Simd>(S::V);
+
+impl<S: Simd> Map<S> for Subtract<S> {
+    #[inline(always)]
+    fn map(&self, s: S, x: S::V) -> S::V {
+        s.sub(x, self.0)
+    }
 }
+
+struct Divide<S: Simd>(S::V);
 
 impl<S: Simd> Map<S> for Divide<S> {
     #[inline(always)]
     fn map(&self, s: S, x: S::V) -> S::V {
-        s.div(self.origin.map_or(x, |origin| s.sub(x, origin)), self.temperature)
+        s.div(x, self.0)
     }
 }
 
