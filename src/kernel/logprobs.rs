@@ -422,6 +422,7 @@ fn total<S: Simd>(s: S, sums: [S::Wide; 3], factor: f64, level: u8) -> [f64; 3] 
 pub(crate) fn run<S: Simd>(s: S, part: &Part<'_>, out: &mut RowStats) {
     out.clear(S::FUSED, part);
     let (mut staged, mut raw) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
+    let mut patched = Staged([0.0; BLOCK]);
     let plain = part.plain();
     let has_temperature = part.transform.temperature != 1.0;
     let mut best: Option<ChunkSums> = None;
@@ -459,7 +460,6 @@ pub(crate) fn run<S: Simd>(s: S, part: &Part<'_>, out: &mut RowStats) {
                 }
             };
             // The sum that the loss is made of has the same blocks, but for that of the target.
-            let mut patched = Staged([0.0; BLOCK]);
             let mut without_target = None;
             if let Some(target) = target {
                 others = Some(sums);
