@@ -27,7 +27,7 @@ fn rows(random: &[f32]) -> Vec<Row> {
     let n = random.len();
     let from = |f: &dyn Fn(usize) -> f32| (0..n).map(f).collect::<Vec<f32>>();
     // Some indices, as good as random.
-    let is_one_in = |i: usize, k: usize| (i * 7919 + i / 97) % k == 0;
+    let is_one_in = |i: usize, k: usize| (i * 7919 + i / 97).is_multiple_of(k);
     let mut ascending = random.to_vec();
     ascending.sort_by(f32::total_cmp);
     let descending = ascending.iter().rev().copied().collect();
