@@ -3,37 +3,14 @@
 #![deny(missing_docs, unsafe_code)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
-mod allowed;
-mod backend;
-mod bias;
-mod bytes;
-mod columns;
-mod compare;
-mod comparison;
-mod cross_entropy;
-mod element;
-mod error;
-mod evaluation;
-mod floats;
-mod gradient;
+mod api;
+mod data;
+mod dispatch;
 mod kernel;
-mod logits;
-mod logprobs;
-mod loss_stats;
 mod math;
-#[cfg(feature = "serde")]
-pub mod openai;
-mod owned;
 pub mod reference;
-mod row_stats;
 mod rows;
-mod sample;
-mod saved;
-mod sequences;
-mod sharded;
 mod simd;
-mod softmax;
-mod targets;
 
 /// Its examples are tests.
 #[cfg(doctest)]
@@ -45,30 +22,33 @@ struct Layouts;
 #[doc = include_str!("../docs/mpi.md")]
 struct Mpi;
 
-pub use allowed::AllowedTokens;
-pub use backend::Backend;
-pub use bias::LogitBias;
-pub use compare::{Compare, CompareOutputs};
-pub use comparison::{AtTargets, Comparison, Estimate};
-pub use cross_entropy::{CrossEntropy, EmptyMean, Reduction, RowOutputs};
-pub use element::{Element, Real};
-pub use error::Error;
-pub use evaluation::Evaluation;
-pub use floats::Floats;
-pub use gradient::{Gradient, Upstream};
+#[cfg(feature = "serde")]
+pub use api::openai;
+
+pub use api::compare::{Compare, CompareOutputs};
+pub use api::comparison::{AtTargets, Comparison, Estimate};
+pub use api::cross_entropy::{CrossEntropy, EmptyMean, Reduction, RowOutputs};
+pub use api::evaluation::Evaluation;
+pub use api::gradient::{Gradient, Upstream};
+pub use api::logprobs::{LogProbs, Shard, TokenLogProbs, TokenOutputs};
+pub use api::owned::OwnedCrossEntropy;
+pub use api::sample::{Sample, Sampler};
+pub use api::sequences::SequenceScore;
+pub use api::sharded::ShardedCrossEntropy;
+pub use api::softmax::Softmax;
+pub use data::bias::LogitBias;
+pub use data::error::Error;
+pub use data::floats::Floats;
+pub use data::logits::{Logits, LogitsMut};
+pub use data::masks::AllowedTokens;
+pub use data::saved::LogSumExp;
+pub use data::targets::{Ids, ShiftedIds, SparseProbs, Targets};
+pub use dispatch::element::{Element, Real};
+pub use dispatch::kernels::Backend;
 pub use half::{bf16, f16};
-pub use logits::{Logits, LogitsMut};
-pub use logprobs::{LogProbs, Shard, TokenLogProbs, TokenOutputs};
-pub use loss_stats::LossStats;
-pub use owned::OwnedCrossEntropy;
-pub use row_stats::{RowStats, TopToken};
-pub use rows::on_calling_thread;
-pub use sample::{Sample, Sampler};
-pub use saved::LogSumExp;
-pub use sequences::SequenceScore;
-pub use sharded::ShardedCrossEntropy;
-pub use softmax::Softmax;
-pub use targets::{Ids, ShiftedIds, SparseProbs, Targets};
+pub use kernel::loss_stats::LossStats;
+pub use kernel::row_stats::{RowStats, TopToken};
+pub use rows::parallel::on_calling_thread;
 
 /// The largest error, in ULP, of `e^x` rounded to one `f32`, for every `f32` whose exponential is a
 /// normal number: `tests/exp_accuracy.rs` tries them all.

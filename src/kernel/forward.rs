@@ -1,11 +1,11 @@
 //! Cross-entropy of a group of rows: one pass each, then a few scalar steps.
 
 use super::sum::{self, RowSum};
-use crate::Element;
-use crate::logits::Logits;
-use crate::rows::RowSlices;
+use crate::data::logits::Logits;
+use crate::data::targets::TargetRows;
+use crate::dispatch::element::Element;
+use crate::rows::parallel::RowSlices;
 use crate::simd::{Lane, Simd};
-use crate::targets::TargetRows;
 
 /// What one row yields.
 #[derive(Clone, Copy, Debug, PartialEq)]

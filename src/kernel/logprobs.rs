@@ -12,8 +12,8 @@ use super::sum::{
 use super::top::{MAX_TOP_K, Top};
 use super::total::Moments;
 use super::transform::{Staged, Transform, stage_cooled, stage_raw, widen};
+use crate::kernel::row_stats::{Drawn, NONE, RowStats};
 use crate::math;
-use crate::row_stats::{Drawn, NONE, RowStats};
 use crate::simd::{LANES, Lane, Simd};
 use half::{bf16, f16};
 use std::ops::Range;

@@ -2,8 +2,8 @@
 
 use super::sum::{BLOCK, Lse, Step, as_steps, padded, ranges};
 use super::transform::{Staged, Transform, stage};
+use crate::data::targets::{Ids, Ignored};
 use crate::simd::{Lane, Lanes, Simd};
-use crate::targets::{Ids, Ignored};
 use std::ops::Range;
 
 /// The probabilities of one row, with what becomes of them: `v[j] = w[j] ((1 - e) t[j] + e / V)`.

@@ -6,8 +6,8 @@ use super::probs::{self, Probs};
 use super::sum::{self, Differences, Lse};
 use super::train::{Minus, Pass, Place, RowKernel, Weights};
 use super::transform::{Allowed, Transform, stage_one};
-use crate::Element;
-use crate::saved::LogSumExp;
+use crate::data::saved::LogSumExp;
+use crate::dispatch::element::Element;
 use crate::simd::{Lane, Simd};
 
 /// A type that is computed in `f32`.

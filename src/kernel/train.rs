@@ -8,14 +8,15 @@ use super::gradient::Store;
 use super::probs::Probs;
 use super::sum::{self, ExpSum, Lse};
 use super::transform::{Allowed, Transform};
-use crate::logits::{Logits, LogitsMut};
-use crate::loss_stats::LossStats;
+use crate::data::floats::Floats;
+use crate::data::logits::{Logits, LogitsMut};
+use crate::data::saved::LogSumExp;
+use crate::data::targets::{AnyTargets, RowTarget};
+use crate::dispatch::element::Element;
+use crate::kernel::loss_stats::LossStats;
 use crate::math;
-use crate::rows::RowSlices;
-use crate::saved::LogSumExp;
+use crate::rows::parallel::RowSlices;
 use crate::simd::Simd;
-use crate::targets::{AnyTargets, RowTarget};
-use crate::{Element, Floats};
 
 /// The options, checked.
 #[derive(Clone, Copy, Debug)]

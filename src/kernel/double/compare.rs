@@ -7,14 +7,14 @@
 
 use super::exp::{Parts64, Scale64};
 use super::scan::max_lane;
-use crate::element::Element;
+use crate::data::logits::Logits;
+use crate::data::targets::TargetRows;
+use crate::dispatch::element::Element;
 use crate::kernel::sum::{BLOCK, ranges};
 use crate::kernel::train::AllowedRows;
 use crate::kernel::transform::{self, Allowed, Staged};
-use crate::logits::Logits;
 use crate::math::{self, Compensated};
 use crate::simd::{LANES_64, Lane, Lanes64, Simd};
-use crate::targets::TargetRows;
 use half::{bf16, f16};
 use std::ops::Range;
 

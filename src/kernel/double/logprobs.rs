@@ -2,9 +2,9 @@
 
 use crate::kernel::gumbel;
 use crate::kernel::logprobs::Part;
+use crate::kernel::row_stats::{Distribution, NONE};
 use crate::kernel::top::Top;
 use crate::math::{self, Compensated};
-use crate::row_stats::{Distribution, NONE};
 
 /// What was found. Ids are those of the vocabulary.
 pub(crate) struct Found {

@@ -2,12 +2,12 @@
 
 use super::grad::{ScaledExp, Subtract, scaled_exp};
 use super::{scan, sum};
+use crate::data::saved::LogSumExp;
 use crate::kernel::gradient::Destination;
 use crate::kernel::probs::Probs;
 use crate::kernel::sum::{BLOCK, ExpSum, Lse, ranges};
 use crate::kernel::train::{self, Minus, Pass, RowKernel, Weights};
 use crate::kernel::transform::{Allowed, Staged, Transform};
-use crate::saved::LogSumExp;
 use crate::simd::Simd;
 
 impl<S: Simd> RowKernel<S> for f64 {

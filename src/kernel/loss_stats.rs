@@ -1,13 +1,14 @@
 //! What shards of a vocabulary merge to a loss.
 #![forbid(unsafe_code)]
 
-use crate::bytes::{In, Out, total_bytes};
+use crate::data::error::Error;
+use crate::data::saved::LogSumExp;
+use crate::kernel::bytes::{In, Out, total_bytes};
 use crate::kernel::sum::Lse;
 use crate::kernel::total::{Moments, Total};
 use crate::kernel::train::Pass;
 use crate::math::exact::ExactSum;
 use crate::simd::float_env;
-use crate::{Error, LogSumExp};
 use std::ops::Range;
 
 /// What the pass over a row found out for its loss, or over the shard of a vocabulary: what processes that have a part

@@ -1,8 +1,10 @@
 //! Options that own what they otherwise borrow.
 #![forbid(unsafe_code)]
 
-use crate::targets::Ignored;
-use crate::{AllowedTokens, CrossEntropy, Floats};
+use crate::api::cross_entropy::CrossEntropy;
+use crate::data::floats::Floats;
+use crate::data::masks::AllowedTokens;
+use crate::data::targets::Ignored;
 
 /// A [`CrossEntropy`] with copies of its ignored ids, class weights, token weights and masks: for
 /// what outlives the place that these come from, as the graph of an autograd library does, or

@@ -1,8 +1,8 @@
 //! Masks of the classes that may be.
 #![forbid(unsafe_code)]
 
-use crate::Error;
-use crate::error::WORDS;
+use crate::data::error::Error;
+use crate::data::error::WORDS;
 use crate::kernel::train::AllowedRows;
 use wide::bytemuck;
 

@@ -1,13 +1,14 @@
 //! Groups of rows: over the cores with rayon, or one after the other.
 #![forbid(unsafe_code)]
 
+use crate::data::error::Error;
+use crate::data::saved::LogSumExp;
+use crate::dispatch::element::{Element, Real};
 use crate::kernel::double::compare;
 use crate::kernel::forward::Row;
+use crate::kernel::loss_stats::LossStats;
 use crate::kernel::train::{GradientRows, Trained, UpstreamRows};
 use crate::kernel::{forward, softmax, train};
-use crate::loss_stats::LossStats;
-use crate::saved::LogSumExp;
-use crate::{Element, Error, Real};
 use std::cell::Cell;
 
 /// Elements below which work is not worth handing to another thread: about 8 microseconds.

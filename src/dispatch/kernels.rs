@@ -3,10 +3,10 @@
 //! This module and the instruction-set files hold all the `unsafe` of the crate.
 #![allow(unsafe_code)]
 
-use crate::Error;
+use crate::data::error::Error;
+use crate::kernel::row_stats::RowStats;
 use crate::kernel::transpose::{self, Transpose};
 use crate::kernel::{double, exp, forward, logprobs, read, softmax, sum, train, transform};
-use crate::row_stats::RowStats;
 use crate::simd::Simd;
 use crate::simd::float_env::{Environment, out_of_sight};
 #[cfg(target_arch = "aarch64")]

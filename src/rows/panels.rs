@@ -5,16 +5,17 @@
 //! asked of rows can be asked of columns, with the same bits.
 #![forbid(unsafe_code)]
 
-use crate::backend::Kernels;
+use crate::data::logits::{Logits, LogitsMut};
+use crate::dispatch::element::Element;
+use crate::dispatch::kernels::Kernels;
 use crate::kernel::double::compare::{self, AnyLogits, for_any};
 use crate::kernel::gradient::Store;
 use crate::kernel::train::GradientRows;
 use crate::kernel::transpose::{Outer, Transpose};
 use crate::kernel::{forward, softmax, train};
-use crate::rows::{Rows, for_each_group};
+use crate::rows::parallel::{Rows, for_each_group};
 #[cfg(feature = "rayon")]
-use crate::rows::{is_worth_threads, threads};
-use crate::{Element, Logits, LogitsMut};
+use crate::rows::parallel::{is_worth_threads, threads};
 use std::ops::Range;
 
 /// Bytes of a panel, per thread: what the second-level caches of most machines hold.

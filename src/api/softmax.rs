@@ -1,10 +1,14 @@
 //! Softmax, log-softmax and logsumexp over rows.
 #![forbid(unsafe_code)]
 
-use crate::columns::{self, Output};
+use crate::data::error::Error;
+use crate::data::logits::{Logits, LogitsMut};
+use crate::data::masks::AllowedTokens;
+use crate::dispatch::element::Element;
+use crate::dispatch::kernels::Backend;
 use crate::kernel::softmax::{Job, LogSumExpJob};
 use crate::kernel::train::AllowedRows;
-use crate::{AllowedTokens, Backend, Element, Error, Logits, LogitsMut};
+use crate::rows::panels::{self, Output};
 
 /// Softmax and its relatives over the classes of each row, in the type of the logits.
 ///
@@ -131,7 +135,7 @@ impl<'a> Softmax<'a> {
         let kernels = Backend::kernels(self.backend)?;
         check_output("logsumexp", out.len(), logits.rows())?;
         let allowed = self.allowed(logits.rows(), logits.vocab())?;
-        columns::run(kernels, LogSumExpJob { logits, out, allowed }, logits.columns(), None);
+        panels::run(kernels, LogSumExpJob { logits, out, allowed }, logits.columns(), None);
         Ok(())
     }
 
@@ -165,7 +169,7 @@ impl<'a> Softmax<'a> {
         }
         let x = src.and_then(|src| src.columns());
         let to = dst.take_columns().map(|columns| Output { columns, read: src.is_none() });
-        columns::run(kernels, Job { src, dst, allowed, log }, x, to);
+        panels::run(kernels, Job { src, dst, allowed, log }, x, to);
         Ok(())
     }
 }

@@ -1,14 +1,16 @@
 //! Sampling that depends on nothing but a seed, a position and the logits.
 #![forbid(unsafe_code)]
 
-use crate::error::number;
+use crate::data::error::Error;
+use crate::data::error::number;
+use crate::dispatch::element::Real;
 use crate::kernel::gumbel::{self, Key};
 use crate::kernel::logprobs::Draw;
+use crate::kernel::row_stats::RowStats;
+use crate::kernel::row_stats::{Distribution, NONE};
 use crate::kernel::top::MAX_TOP_K;
 use crate::math::{self, Compensated};
-use crate::row_stats::{Distribution, NONE};
 use crate::simd::float_env;
-use crate::{Error, Real, RowStats};
 
 /// How to draw a token of a row: the Gumbel-max trick with a random number per token.
 ///

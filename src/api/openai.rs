@@ -38,8 +38,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+use crate::api::logprobs::TokenLogProbs;
+use crate::data::error::Error;
+use crate::data::targets::Ids;
+use crate::dispatch::element::Real;
 use crate::simd::float_env;
-use crate::{Error, Ids, Real, TokenLogProbs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -317,7 +320,10 @@ fn floored<R: Real>(logprob: R) -> R {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LogProbs, Logits, Sample, Targets};
+    use crate::api::logprobs::LogProbs;
+    use crate::api::sample::Sample;
+    use crate::data::logits::Logits;
+    use crate::data::targets::Targets;
 
     use std::f32::consts::LN_2;
     use std::f64;

@@ -1,12 +1,12 @@
 //! Loss, perplexity and accuracy of a set of rows.
 #![forbid(unsafe_code)]
 
-use crate::cross_entropy::Weight;
+use crate::api::cross_entropy::Weight;
+use crate::api::cross_entropy::{EmptyMean, Reduction};
 use crate::kernel::forward::Row;
 use crate::math;
 use crate::math::spread::Spread;
 use crate::simd::float_env;
-use crate::{EmptyMean, Reduction};
 use std::f64::consts::LN_2;
 
 /// What a pass over logits and targets found out about all rows together.

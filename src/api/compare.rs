@@ -1,13 +1,19 @@
 //! Two models compared, row by row: options and validation.
 #![forbid(unsafe_code)]
 
-use crate::columns;
-use crate::error::number;
-use crate::evaluation::NanRows;
+use crate::api::comparison::Comparison;
+use crate::api::evaluation::NanRows;
+use crate::data::error::Error;
+use crate::data::error::number;
+use crate::data::logits::Logits;
+use crate::data::masks::AllowedTokens;
+use crate::data::targets::Targets;
+use crate::data::targets::{Ignored, TargetRows};
+use crate::dispatch::element::Element;
+use crate::dispatch::kernels::Backend;
 use crate::kernel::double::compare::{Job, Outputs};
+use crate::rows::panels;
 use crate::simd::float_env;
-use crate::targets::{Ignored, TargetRows};
-use crate::{AllowedTokens, Backend, Comparison, Element, Error, Logits, Targets};
 
 /// Two matrices of logits compared, row by row: how far a model Q (`other`: quantised, distilled, fine-tuned) is
 /// from a model P (`base`).
@@ -389,7 +395,7 @@ impl<'a> Compare<'a> {
         }
         let (base, other) = (P::any(base), Q::any(other));
         let (rate, beta) = (float_env::scope(|| 1.0 / self.temperature), self.beta);
-        columns::compare(kernels, Job { base, other, targets, allowed, rate, beta, out });
+        panels::compare(kernels, Job { base, other, targets, allowed, rate, beta, out });
         Ok(())
     }
 }

@@ -1,8 +1,10 @@
 //! What the model should have predicted: class ids of any of the usual integer types, or probabilities.
 #![forbid(unsafe_code)]
 
+use crate::data::error::Error;
+use crate::data::floats::Floats;
+use crate::dispatch::element::Real;
 use crate::kernel::probs::Given;
-use crate::{Error, Floats, Real};
 
 /// The targets of a batch: one class id per row, or a distribution over the classes per row.
 ///

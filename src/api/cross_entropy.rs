@@ -1,18 +1,25 @@
 //! The loss: options, validation, reduction.
 #![forbid(unsafe_code)]
 
-use crate::columns;
-use crate::error;
-use crate::evaluation::Reduced;
+use crate::api::evaluation::Evaluation;
+use crate::api::evaluation::Reduced;
+use crate::data::error;
+use crate::data::error::Error;
+use crate::data::floats::Floats;
+use crate::data::logits::Logits;
+use crate::data::masks::AllowedTokens;
+use crate::data::saved::LogSumExp;
+use crate::data::targets::Targets;
+use crate::data::targets::{AnyTargets, Ignored, TargetRows};
+use crate::dispatch::element::{Element, Real};
+use crate::dispatch::kernels::Backend;
 use crate::kernel::forward::{self, Row};
 use crate::kernel::gradient::Store;
 use crate::kernel::train::{self, Config, GradientRows};
 use crate::kernel::transform::{Softcap, Transform};
-use crate::rows::RowSlices;
-use crate::saved::LogSumExp;
+use crate::rows::panels;
+use crate::rows::parallel::RowSlices;
 use crate::simd::float_env;
-use crate::targets::{AnyTargets, Ignored, TargetRows};
-use crate::{AllowedTokens, Backend, Element, Error, Evaluation, Floats, Logits, Real, Targets};
 
 /// How the losses of the kept rows become one number.
 ///
@@ -678,7 +685,7 @@ impl<'w> CrossEntropy<'w> {
             };
             call.out.check(rows)?;
             let job = forward::Job { logits, targets, out: call.out, argmax };
-            columns::run(kernels, job, logits.columns(), None);
+            panels::run(kernels, job, logits.columns(), None);
             return Ok(());
         }
         self.train(call, argmax)
@@ -712,7 +719,7 @@ impl<'w> CrossEntropy<'w> {
         let columns = call.logits.and_then(|logits| logits.columns());
         let to = gradient.as_mut().and_then(|gradient| {
             let read = call.logits.is_none() || gradient.store == Store::Add;
-            gradient.to.take_columns().map(|columns| columns::Output { columns, read })
+            gradient.to.take_columns().map(|columns| panels::Output { columns, read })
         });
         let job = train::Job {
             config: &config,
@@ -724,7 +731,7 @@ impl<'w> CrossEntropy<'w> {
             out: call.out,
             gradient,
         };
-        columns::run(kernels, job, columns, to);
+        panels::run(kernels, job, columns, to);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The number types that logits may have.
 #![forbid(unsafe_code)]
 
-use crate::Floats;
+use crate::data::floats::Floats;
 use half::{bf16, f16};
 
 /// A type that logits may be stored in: `f32`, `f64`, or `bf16` and `f16` of the `half` crate.
@@ -51,16 +51,16 @@ impl Real for f64 {}
 /// What the public traits ask for, out of reach of other crates.
 pub(crate) mod sealed {
     use super::Floats;
-    use crate::backend::Kernels;
+    use crate::api::logprobs::{self, Found, Scratch};
+    use crate::data::logits::Logits;
+    use crate::dispatch::kernels::Kernels;
     use crate::kernel::double::compare::AnyLogits;
     use crate::kernel::logprobs::{AnyRow, Part};
+    use crate::kernel::row_stats::{NONE, RowStats};
     use crate::kernel::softmax::AnyJob;
     use crate::kernel::transform::Transform;
     use crate::kernel::transpose::Transpose;
     use crate::kernel::{double, forward, softmax, train};
-    use crate::logits::Logits;
-    use crate::logprobs::{self, Found, Scratch};
-    use crate::row_stats::{NONE, RowStats};
     use crate::simd::{Lane, float_env};
     use half::slice::HalfFloatSliceExt;
     use half::{bf16, f16};

@@ -1,24 +1,29 @@
 //! Log-probabilities of tokens, and what else an inference engine asks about a row.
 #![forbid(unsafe_code)]
 
-use crate::backend::Kernels;
-use crate::bias::BiasRows;
-use crate::columns::{self, Panels};
-use crate::error::number;
+use crate::api::sample::Sample;
+use crate::data::bias::BiasRows;
+use crate::data::bias::LogitBias;
+use crate::data::error::Error;
+use crate::data::error::number;
+use crate::data::logits::{Logits, LogitsMut};
+use crate::data::masks::AllowedTokens;
+use crate::data::targets::{Ids, Targets};
+use crate::data::targets::{Ignored, TargetRows};
+use crate::dispatch::element::{Element, Real};
+use crate::dispatch::kernels::Backend;
+use crate::dispatch::kernels::Kernels;
 use crate::kernel::forward;
 use crate::kernel::logprobs::{Part, Wanted};
+use crate::kernel::row_stats::Distribution;
+use crate::kernel::row_stats::RowStats;
 use crate::kernel::sum;
 use crate::kernel::top::{MAX_TOP_K, Top};
 use crate::kernel::train::AllowedRows;
 use crate::kernel::transform::Transform;
-use crate::row_stats::Distribution;
-use crate::rows::{RowSlices, Rows, for_each_group, parts_of_rows, split};
+use crate::rows::panels::{self, Panels};
+use crate::rows::parallel::{RowSlices, Rows, for_each_group, parts_of_rows, split};
 use crate::simd::float_env;
-use crate::targets::{Ignored, TargetRows};
-use crate::{
-    AllowedTokens, Backend, Element, Error, Ids, LogitBias, Logits, LogitsMut, Real, RowStats,
-    Sample, Targets,
-};
 
 /// Log-probabilities of given tokens and of the most probable ones, ranks, entropy, and a sample: all from one read of
 /// each row.
@@ -287,11 +292,11 @@ impl<'a> LogProbs<'a> {
         {
             let out = RowSlices { logprobs: out.logprobs, ..RowSlices::default() };
             let job = forward::Job { logits, targets, out, argmax: false };
-            columns::run(kernels, job, logits.columns(), None);
+            panels::run(kernels, job, logits.columns(), None);
             return Ok(());
         }
         let job = Batch { logits, ask: &ask, first: 0, out: Sink::Outputs(out) };
-        columns::run(kernels, job, logits.columns(), None);
+        panels::run(kernels, job, logits.columns(), None);
         Ok(())
     }
 
@@ -419,7 +424,7 @@ impl<'a> LogProbs<'a> {
             return Err(Error::OutputLength { output: "stats", len: out.len(), expected: rows });
         }
         let job = Batch { logits, ask: &ask, first: 0, out: Sink::Stats(out) };
-        columns::run(kernels, job, logits.columns(), None);
+        panels::run(kernels, job, logits.columns(), None);
         Ok(())
     }
 

@@ -1,19 +1,24 @@
 //! The loss where the vocabulary is spread over processes.
 #![forbid(unsafe_code)]
 
-use crate::cross_entropy::Call;
-use crate::evaluation::Evaluation;
-use crate::gradient::in_place;
+use crate::api::cross_entropy::Call;
+use crate::api::cross_entropy::{CrossEntropy, RowOutputs};
+use crate::api::evaluation::Evaluation;
+use crate::api::gradient::in_place;
+use crate::api::gradient::{Gradient, Upstream};
+use crate::api::logprobs::Shard;
+use crate::data::error::Error;
+use crate::data::logits::{Logits, LogitsMut};
+use crate::data::saved::LogSumExp;
+use crate::data::targets::Targets;
+use crate::data::targets::{AnyTargets, RowTarget};
+use crate::dispatch::element::Element;
 use crate::kernel::forward::Row;
+use crate::kernel::loss_stats::LossStats;
 use crate::kernel::single::saved;
 use crate::kernel::train::Trained;
-use crate::rows::RowSlices;
+use crate::rows::parallel::RowSlices;
 use crate::simd::float_env;
-use crate::targets::{AnyTargets, RowTarget};
-use crate::{
-    CrossEntropy, Element, Error, Gradient, LogSumExp, Logits, LogitsMut, LossStats, RowOutputs,
-    Shard, Targets, Upstream,
-};
 
 /// Cross-entropy of a vocabulary of which each process has a part of the columns, as with tensor parallelism: what
 /// [`CrossEntropy::shard`] makes.

@@ -1,7 +1,7 @@
 //! Two models compared over a set of rows.
 #![forbid(unsafe_code)]
 
-use crate::evaluation::NanRows;
+use crate::api::evaluation::NanRows;
 use crate::math::double_double::Dd;
 use crate::math::spread::{self, Spread, Value};
 use crate::math::{self, exp2_int, exponent};

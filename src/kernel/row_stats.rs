@@ -1,17 +1,19 @@
 //! Statistics of a row, or of a part of one, that can be merged.
 #![forbid(unsafe_code)]
 
-use crate::bytes::{In, Out, total_bytes};
-use crate::error::number;
+use crate::api::logprobs::{Found, rounded};
+use crate::data::error::Error;
+use crate::data::error::number;
+use crate::data::saved::LogSumExp;
+use crate::kernel::bytes::{In, Out, total_bytes};
 use crate::kernel::logprobs::Part;
+use crate::kernel::loss_stats::seams;
 use crate::kernel::sum;
 use crate::kernel::top::{MAX_TOP_K, Top};
 use crate::kernel::total::Total;
 use crate::kernel::transform::Transform;
-use crate::logprobs::{Found, rounded};
-use crate::loss_stats::seams;
+use crate::math;
 use crate::simd::float_env;
-use crate::{Error, LogSumExp, math};
 
 /// No token.
 pub(crate) const NONE: u32 = u32::MAX;

@@ -1,14 +1,18 @@
 //! Gradients of the loss by the logits.
 #![forbid(unsafe_code)]
 
-use crate::cross_entropy::Call;
+use crate::api::cross_entropy::Call;
+use crate::api::cross_entropy::{CrossEntropy, RowOutputs};
+use crate::api::evaluation::Evaluation;
+use crate::data::error::Error;
+use crate::data::floats::Floats;
+use crate::data::logits::{Logits, LogitsMut};
+use crate::data::saved::LogSumExp;
+use crate::data::targets::Targets;
+use crate::dispatch::element::Element;
 use crate::kernel::gradient::Store;
 use crate::kernel::train::{GradientRows, UpstreamRows};
-use crate::rows::RowSlices;
-use crate::saved::LogSumExp;
-use crate::{
-    CrossEntropy, Element, Error, Evaluation, Floats, Logits, LogitsMut, RowOutputs, Targets,
-};
+use crate::rows::parallel::RowSlices;
 
 /// The derivative of what is trained by the loss: what the gradient is multiplied by.
 ///

@@ -1,7 +1,7 @@
 //! What a caller can get wrong.
 #![forbid(unsafe_code)]
 
-use crate::Backend;
+use crate::dispatch::kernels::Backend;
 use std::fmt::Debug;
 
 /// Why a call was refused. Raised before any output is written.

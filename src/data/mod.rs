@@ -1,0 +1,9 @@
+//! Validated views of what callers own: they hold invariants, and compute nothing.
+
+pub(crate) mod bias;
+pub(crate) mod error;
+pub(crate) mod floats;
+pub(crate) mod logits;
+pub(crate) mod masks;
+pub(crate) mod saved;
+pub(crate) mod targets;
