@@ -3,16 +3,14 @@
 
 use crate::api::comparison::Comparison;
 use crate::api::evaluation::NanRows;
-use crate::data::error::Error;
-use crate::data::error::number;
+use crate::data::error::{Error, number};
 use crate::data::logits::Logits;
 use crate::data::masks::AllowedTokens;
-use crate::data::targets::Targets;
-use crate::data::targets::{Ignored, TargetRows};
+use crate::data::targets::{Ignored, TargetRows, Targets};
 use crate::dispatch::element::Element;
-use crate::dispatch::kernels::Backend;
 use crate::kernel::double::compare::{Job, Outputs};
 use crate::rows::panels;
+use crate::simd::backend::Backend;
 use crate::simd::float_env;
 
 /// Two matrices of logits compared, row by row: how far a model Q (`other`: quantised, distilled, fine-tuned) is

@@ -1,9 +1,8 @@
 //! Loss, perplexity and accuracy of a set of rows.
 #![forbid(unsafe_code)]
 
-use crate::api::cross_entropy::Weight;
-use crate::api::cross_entropy::{EmptyMean, Reduction};
-use crate::kernel::forward::Row;
+use crate::api::reduction::{EmptyMean, Reduction, Weight};
+use crate::kernel::row::Row;
 use crate::math;
 use crate::math::spread::Spread;
 use crate::simd::float_env;

@@ -1,8 +1,7 @@
 //! Gradients of the loss by the logits.
 #![forbid(unsafe_code)]
 
-use crate::api::cross_entropy::Call;
-use crate::api::cross_entropy::{CrossEntropy, RowOutputs};
+use crate::api::cross_entropy::{Call, CrossEntropy, RowOutputs};
 use crate::api::evaluation::Evaluation;
 use crate::data::error::Error;
 use crate::data::floats::Floats;
@@ -10,9 +9,8 @@ use crate::data::logits::{Logits, LogitsMut};
 use crate::data::saved::LogSumExp;
 use crate::data::targets::Targets;
 use crate::dispatch::element::Element;
-use crate::kernel::gradient::Store;
-use crate::kernel::train::{GradientRows, UpstreamRows};
-use crate::rows::parallel::RowSlices;
+use crate::kernel::outputs::RowSlices;
+use crate::kernel::pass::{GradientRows, Store, UpstreamRows};
 
 /// The derivative of what is trained by the loss: what the gradient is multiplied by.
 ///

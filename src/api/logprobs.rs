@@ -2,27 +2,22 @@
 #![forbid(unsafe_code)]
 
 use crate::api::sample::Sample;
-use crate::data::bias::BiasRows;
-use crate::data::bias::LogitBias;
-use crate::data::error::Error;
-use crate::data::error::number;
+use crate::data::bias::{BiasRows, LogitBias};
+use crate::data::error::{Error, number};
 use crate::data::logits::{Logits, LogitsMut};
-use crate::data::masks::AllowedTokens;
-use crate::data::targets::{Ids, Targets};
-use crate::data::targets::{Ignored, TargetRows};
-use crate::dispatch::element::{Element, Real};
-use crate::dispatch::kernels::Backend;
-use crate::dispatch::kernels::Kernels;
-use crate::kernel::forward;
-use crate::kernel::logprobs::{Part, Wanted};
-use crate::kernel::row_stats::Distribution;
-use crate::kernel::row_stats::RowStats;
-use crate::kernel::sum;
+use crate::data::masks::{AllowedRows, AllowedTokens};
+use crate::data::number::Real;
+use crate::data::targets::{Ids, Ignored, TargetRows, Targets};
+use crate::dispatch::element::Element;
+use crate::kernel::outputs::{RowSlices, split};
+use crate::kernel::part::{Part, Wanted};
+use crate::kernel::row_stats::{Distribution, Found, RowStats, Scratch, rounded};
 use crate::kernel::top::{MAX_TOP_K, Top};
-use crate::kernel::train::AllowedRows;
 use crate::kernel::transform::Transform;
+use crate::kernel::{forward, sum};
 use crate::rows::panels::{self, Panels};
-use crate::rows::parallel::{RowSlices, Rows, for_each_group, parts_of_rows, split};
+use crate::rows::parallel::{Rows, for_each_group, parts_of_rows, row_stats};
+use crate::simd::backend::{Backend, Kernels};
 use crate::simd::float_env;
 
 /// Log-probabilities of given tokens and of the most probable ones, ranks, entropy, and a sample: all from one read of
@@ -830,33 +825,6 @@ enum Sink<'a, R> {
     Stats(&'a mut [RowStats]),
 }
 
-/// Memory for one row at a time.
-pub(crate) struct Scratch<R> {
-    pub(crate) stats: RowStats,
-    pub(crate) top: Top<R>,
-}
-
-/// What was found about a row, in numbers that are not rounded yet.
-pub(crate) struct Found<'s, R> {
-    pub(crate) distribution: Distribution,
-    /// Of the target, if the pass had a sum without it; or else that of its logit.
-    pub(crate) logprob: Option<f64>,
-    pub(crate) logsumexp: f64,
-    pub(crate) ranks: (u64, u64),
-    pub(crate) top: &'s [(R, u32)],
-    pub(crate) argmax: i64,
-    /// The largest logit before the temperature; -inf if there is a NaN.
-    pub(crate) max: f64,
-    pub(crate) drawn: Option<(u32, f64)>,
-}
-
-impl<R> Found<'_, R> {
-    /// Whether a low temperature, and not the row, has made infinities.
-    fn is_out_of_range(&self, transform: &Transform<'_>) -> bool {
-        transform.temperature < 1.0 && self.distribution.nll.is_nan() && self.max.is_finite()
-    }
-}
-
 impl<T: Element> Batch<'_, T> {
     fn answer(&mut self, kernels: Kernels, parts: usize) {
         let ask = self.ask;
@@ -897,13 +865,17 @@ impl<T: Element> Batch<'_, T> {
                 vocab: ask.vocab,
             };
             match &mut self.out {
-                Sink::Stats(out) => T::row_stats(kernels, &part, parts, &mut out[i]),
+                Sink::Stats(out) => {
+                    if let Some(row) = T::any_row(x) {
+                        row_stats(kernels, &part.of(row), parts, &mut out[i]);
+                    }
+                }
                 Sink::Outputs(out) => {
-                    let mut found = T::found(kernels, &part, parts, &mut scratch);
+                    let mut found = found(kernels, &part, parts, &mut scratch);
                     if float_env::scope(|| found.is_out_of_range(&transform)) {
                         transform.origin = found.max;
                         part.transform.origin = found.max;
-                        found = T::found(kernels, &part, parts, &mut scratch);
+                        found = self::found(kernels, &part, parts, &mut scratch);
                     }
                     let z = |id: i128| {
                         let class = id as usize;
@@ -925,6 +897,19 @@ impl<T: Element> Batch<'_, T> {
             }
         }
     }
+}
+
+/// Everything about a row, in so many parts.
+fn found<'s, T: Element>(
+    kernels: Kernels,
+    part: &Part<'_, &[T]>,
+    parts: usize,
+    scratch: &'s mut Scratch<T::Real>,
+) -> Found<'s, T::Real> {
+    if let Some(row) = T::any_row(part.row) {
+        row_stats(kernels, &part.of(row), parts, &mut scratch.stats);
+    }
+    T::found(part, scratch)
 }
 
 impl<R: Real> Sink<'_, R> {
@@ -1082,11 +1067,6 @@ impl<R: Real> TokenOutputs<'_, R> {
     }
 }
 
-/// As the loss rounds: 0 rather than -0 also where a number is rounded to 0.
-pub(crate) fn rounded<R: Real>(logprob: f64) -> R {
-    R::from_f64(0.0 - R::from_f64(0.0 - logprob).into())
-}
-
 impl<T: Element> Rows for Batch<'_, T> {
     fn rows(&self) -> usize {
         self.logits.rows()
@@ -1120,28 +1100,4 @@ impl<T: Element> Panels<T> for Batch<'_, T> {
         let parts = job.ask.parts_of_rows(job.rows(), job.vocab());
         for_each_group(job, &|job: &mut Batch<'_, T>| job.answer(kernels, parts));
     }
-}
-
-/// The statistics of some classes of a row, cut into so many parts on threads of their own.
-///
-/// It is cut at chunks: what is merged is exact, so that the bits do not depend on how often.
-pub(crate) fn row_stats(kernels: Kernels, part: &Part<'_>, parts: usize, out: &mut RowStats) {
-    #[cfg(feature = "rayon")]
-    {
-        let classes = part.classes.clone();
-        let chunks = classes.len().div_ceil(sum::CHUNK);
-        if parts > 1 && chunks > 1 {
-            let left = parts / 2;
-            let cut = classes.start + (chunks * left / parts).max(1) * sum::CHUNK;
-            let (a, b) = (part.classes(classes.start..cut), part.classes(cut..classes.end));
-            let mut rest = RowStats::default();
-            rayon::join(
-                || row_stats(kernels, &a, left, out),
-                || row_stats(kernels, &b, parts - left, &mut rest),
-            );
-            return float_env::scope(|| out.add(&rest));
-        }
-    }
-    let _ = parts;
-    kernels.row_stats(part, out);
 }

@@ -9,6 +9,7 @@ pub(crate) mod logprobs;
 #[cfg(feature = "serde")]
 pub mod openai;
 pub(crate) mod owned;
+pub(crate) mod reduction;
 pub(crate) mod sample;
 pub(crate) mod sequences;
 pub(crate) mod sharded;

@@ -1,13 +1,11 @@
 //! Sampling that depends on nothing but a seed, a position and the logits.
 #![forbid(unsafe_code)]
 
-use crate::data::error::Error;
-use crate::data::error::number;
-use crate::dispatch::element::Real;
+use crate::data::error::{Error, number};
+use crate::data::number::Real;
 use crate::kernel::gumbel::{self, Key};
-use crate::kernel::logprobs::Draw;
-use crate::kernel::row_stats::RowStats;
-use crate::kernel::row_stats::{Distribution, NONE};
+use crate::kernel::part::Draw;
+use crate::kernel::row_stats::{Distribution, NONE, RowStats};
 use crate::kernel::top::MAX_TOP_K;
 use crate::math::{self, Compensated};
 use crate::simd::float_env;

@@ -1,15 +1,14 @@
 //! Scores of sequences whose rows follow one another: ragged batches by offsets.
 #![forbid(unsafe_code)]
 
-use crate::api::cross_entropy::Call;
-use crate::api::cross_entropy::CrossEntropy;
+use crate::api::cross_entropy::{Call, CrossEntropy};
 use crate::data::error::Error;
 use crate::data::logits::Logits;
 use crate::data::targets::Targets;
 use crate::dispatch::element::Element;
-use crate::kernel::forward::Row;
+use crate::kernel::outputs::RowSlices;
+use crate::kernel::row::Row;
 use crate::math;
-use crate::rows::parallel::RowSlices;
 use crate::simd::float_env;
 
 /// The score of one sequence: made by [`CrossEntropy::sequences`].

@@ -1,23 +1,19 @@
 //! The loss where the vocabulary is spread over processes.
 #![forbid(unsafe_code)]
 
-use crate::api::cross_entropy::Call;
-use crate::api::cross_entropy::{CrossEntropy, RowOutputs};
+use crate::api::cross_entropy::{Call, CrossEntropy, RowOutputs};
 use crate::api::evaluation::Evaluation;
-use crate::api::gradient::in_place;
-use crate::api::gradient::{Gradient, Upstream};
+use crate::api::gradient::{Gradient, Upstream, in_place};
 use crate::api::logprobs::Shard;
 use crate::data::error::Error;
 use crate::data::logits::{Logits, LogitsMut};
 use crate::data::saved::LogSumExp;
-use crate::data::targets::Targets;
-use crate::data::targets::{AnyTargets, RowTarget};
+use crate::data::targets::{AnyTargets, RowTarget, Targets};
 use crate::dispatch::element::Element;
-use crate::kernel::forward::Row;
 use crate::kernel::loss_stats::LossStats;
-use crate::kernel::single::saved;
-use crate::kernel::train::Trained;
-use crate::rows::parallel::RowSlices;
+use crate::kernel::outputs::RowSlices;
+use crate::kernel::pass::Trained;
+use crate::kernel::row::Row;
 use crate::simd::float_env;
 
 /// Cross-entropy of a vocabulary of which each process has a part of the columns, as with tensor parallelism: what
@@ -148,7 +144,11 @@ impl ShardedCrossEntropy<'_> {
             let each = config.class_loss(1.0, &pass);
             let row = config.row(each, pass.nll, 1.0, &pass.lse, token_weight, false);
             kept.push(row);
-            out.write_trained(i, Trained { row, lse: pass.lse, argmax: -1, pass }, saved(pass.lse));
+            out.write_trained(
+                i,
+                Trained { row, lse: pass.lse, argmax: -1, pass },
+                pass.lse.saved(),
+            );
         }
         Ok(Evaluation::new(&kept, false, loss.reduction, loss.empty_mean))
     }

@@ -3,12 +3,11 @@
 
 use crate::data::error::Error;
 use crate::data::logits::{Logits, LogitsMut};
-use crate::data::masks::AllowedTokens;
+use crate::data::masks::{AllowedRows, AllowedTokens};
 use crate::dispatch::element::Element;
-use crate::dispatch::kernels::Backend;
 use crate::kernel::softmax::{Job, LogSumExpJob};
-use crate::kernel::train::AllowedRows;
 use crate::rows::panels::{self, Output};
+use crate::simd::backend::Backend;
 
 /// Softmax and its relatives over the classes of each row, in the type of the logits.
 ///

@@ -1,8 +1,7 @@
 //! What is added to the logits of some tokens.
 #![forbid(unsafe_code)]
 
-use crate::data::error::Error;
-use crate::data::error::number;
+use crate::data::error::{Error, number};
 
 /// A number for some tokens, which is added to their logits: OpenAI's `logit_bias`. In `f32` where the logits are, with
 /// the bits that adding them beforehand would give.

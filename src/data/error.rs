@@ -1,7 +1,7 @@
 //! What a caller can get wrong.
 #![forbid(unsafe_code)]
 
-use crate::dispatch::kernels::Backend;
+use crate::simd::backend::Backend;
 use std::fmt::Debug;
 
 /// Why a call was refused. Raised before any output is written.

@@ -1,8 +1,8 @@
 //! Validated views of `[rows, vocab]` matrices.
 #![forbid(unsafe_code)]
 
+use crate::data::columns::{Columns, ColumnsMut};
 use crate::data::error::Error;
-use crate::rows::panels::{Columns, ColumnsMut};
 use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
 use std::{mem, vec};

@@ -1,9 +1,7 @@
 //! Masks of the classes that may be.
 #![forbid(unsafe_code)]
 
-use crate::data::error::Error;
-use crate::data::error::WORDS;
-use crate::kernel::train::AllowedRows;
+use crate::data::error::{Error, WORDS};
 use wide::bytemuck;
 
 /// Which classes of each row may be, a bit for each: what grammar-constrained decoders hold (xgrammar,
@@ -90,5 +88,60 @@ impl<'a> AllowedTokens<'a> {
             Error::check_input(WORDS, self.words.len(), expected)?;
         }
         Ok(AllowedRows { words: self.words, first: 0, stride, len })
+    }
+}
+
+/// The masks of rows, from row `first` on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AllowedRows<'a> {
+    pub(crate) words: &'a [u32],
+    pub(crate) first: usize,
+    /// From the mask of one row to that of the next, and of how many words it is.
+    pub(crate) stride: usize,
+    pub(crate) len: usize,
+}
+
+impl<'a> AllowedRows<'a> {
+    #[inline(always)]
+    pub(crate) fn row(self, i: usize) -> Allowed<'a> {
+        Allowed(&self.words[(self.first + i) * self.stride..][..self.len])
+    }
+
+    pub(crate) fn split_at(self, row: usize) -> (Self, Self) {
+        (self, AllowedRows { first: self.first + row, ..self })
+    }
+}
+
+/// The mask of a row: whether a class may be, a bit for each, the lowest of a word first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Allowed<'a>(pub(crate) &'a [u32]);
+
+impl Allowed<'_> {
+    #[inline(always)]
+    pub(crate) fn contains(self, class: usize) -> bool {
+        self.0[class / 32] >> (class % 32) & 1 == 1
+    }
+
+    /// `value` over what may not be.
+    #[inline(always)]
+    pub(crate) fn fill_others<T: Copy>(self, row: &mut [T], value: T) {
+        for (row, &word) in row.chunks_mut(32).zip(self.0) {
+            // Most words of most masks are one or the other.
+            match word {
+                0 => row.fill(value),
+                u32::MAX => {}
+                _ => {
+                    for (i, x) in row.iter_mut().enumerate() {
+                        *x = if word >> i & 1 == 1 { *x } else { value };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Of 16 classes, of which the first is a multiple of 16.
+    #[inline(always)]
+    pub(crate) fn bits(self, class: usize) -> u16 {
+        (self.0[class / 32] >> (class % 32)) as u16
     }
 }

@@ -3,8 +3,7 @@
 
 use crate::data::error::Error;
 use crate::data::floats::Floats;
-use crate::dispatch::element::Real;
-use crate::kernel::probs::Given;
+use crate::data::number::Real;
 
 /// The targets of a batch: one class id per row, or a distribution over the classes per row.
 ///
@@ -382,6 +381,19 @@ pub(crate) enum AnyTargets<'a, R> {
     Ids(TargetRows<'a>),
     Dense { probs: &'a [R], vocab: usize },
     Sparse { ids: Ids<'a>, probs: &'a [R], k: usize, ignored: Ignored<'a> },
+}
+
+/// `t[j]` as the caller has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Given<'a, R> {
+    Dense(&'a [R]),
+    /// The probabilities of some classes, checked; those of the others are 0. An entry whose id
+    /// is among `ignored` does not count.
+    Sparse {
+        ids: Ids<'a>,
+        probs: &'a [R],
+        ignored: Ignored<'a>,
+    },
 }
 
 /// The target of one row.

@@ -1,7 +1,7 @@
 //! Statistics as bytes, in little-endian order, and back.
 #![forbid(unsafe_code)]
 
-use crate::kernel::total::Total;
+use super::total::Total;
 use crate::math::exact::ExactSum;
 
 /// Of a [`Total`] with that many of its sums.

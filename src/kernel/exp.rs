@@ -4,6 +4,7 @@
 //! Keeping the two apart costs nothing and is what makes sums accurate: powers of two add up
 //! exactly, and what is rounded is `q`, not `1 + q`. `kernels.md` has the error table.
 
+use crate::simd::Op;
 use crate::simd::{LANES, Lane, Simd};
 use std::f64::consts::LN_2;
 
@@ -161,5 +162,17 @@ pub(crate) fn map_lanes<S: Simd, T: Lane>(s: S, values: &mut [T], f: &impl Map<S
         let y = f.map(s, T::load(s, &last));
         T::store(s, &mut last, y);
         rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+/// `e^x` of every element, in place.
+pub(crate) struct Exponentials<'a>(pub(crate) &'a mut [f32]);
+
+impl Op for Exponentials<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run(s, self.0);
     }
 }

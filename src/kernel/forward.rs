@@ -1,62 +1,16 @@
 //! Cross-entropy of a group of rows: one pass each, then a few scalar steps.
 
+use super::outputs::RowSlices;
+use super::row::Row;
 use super::sum::{self, RowSum};
 use crate::data::logits::Logits;
+use crate::data::number::Number;
 use crate::data::targets::TargetRows;
-use crate::dispatch::element::Element;
-use crate::rows::parallel::RowSlices;
+use crate::simd::Op;
 use crate::simd::{Lane, Simd};
 
-/// What one row yields.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Row {
-    /// The loss before it is rounded: weighted and smoothed, without the z-loss.
-    pub(crate) loss: f64,
-    /// Negative log-probability of the target.
-    pub(crate) nll: f64,
-    pub(crate) z_loss: f64,
-    /// What the row counts in a mean: weights of its class and of itself, and of itself only.
-    pub(crate) weight: f64,
-    pub(crate) token_weight: f64,
-    pub(crate) kept: bool,
-    /// Whether the target is the argmax, if that was asked for.
-    pub(crate) at_argmax: bool,
-}
-
-impl Row {
-    pub(crate) const IGNORED: Row = Row {
-        loss: 0.0,
-        nll: 0.0,
-        z_loss: 0.0,
-        weight: 0.0,
-        token_weight: 0.0,
-        kept: false,
-        at_argmax: false,
-    };
-
-    /// A row without any options.
-    #[inline(always)]
-    pub(crate) fn plain(nll: f64, at_argmax: bool) -> Row {
-        Row { loss: nll, nll, z_loss: 0.0, weight: 1.0, token_weight: 1.0, kept: true, at_argmax }
-    }
-
-    /// Whether it is one of those that statistics are over. A weight of 0 is a mask.
-    pub(crate) fn counts(&self) -> bool {
-        self.kept && self.token_weight != 0.0
-    }
-
-    /// Whether its target is the most probable class. Without a distribution there is none, though an argmax.
-    pub(crate) fn is_correct(&self) -> bool {
-        self.at_argmax && !self.nll.is_nan()
-    }
-
-    pub(crate) fn is_nan(&self) -> bool {
-        self.kept && (self.nll.is_nan() || (self.loss + self.z_loss).is_nan())
-    }
-}
-
 /// A group of rows and where their results go.
-pub(crate) struct Job<'a, T: Element = f32> {
+pub(crate) struct Job<'a, T: Number = f32> {
     pub(crate) logits: Logits<'a, T>,
     pub(crate) targets: TargetRows<'a>,
     pub(crate) out: RowSlices<'a, T::Real>,
@@ -94,15 +48,12 @@ fn argmax<S: Simd, T: Lane>(s: S, logits: &[T], row: &RowSum, target: usize) -> 
 
 /// The loss of one row and nothing else.
 #[inline(always)]
-pub(crate) fn row_loss<S: Simd>(s: S, logits: &[f32], target: usize) -> f64 {
+fn row_loss<S: Simd>(s: S, logits: &[f32], target: usize) -> f64 {
     row::<S, f32, { sum::PLAIN }>(s, logits, target).1
 }
 
 #[inline(always)]
-pub(crate) fn run<S: Simd, T: Lane + Element<Real = f32>, const LEVEL: u8>(
-    s: S,
-    job: &mut Job<'_, T>,
-) {
+fn run<S: Simd, T: Lane + Number<Real = f32>, const LEVEL: u8>(s: S, job: &mut Job<'_, T>) {
     let out = &mut job.out;
     for i in 0..job.logits.rows() {
         let Some(target) = job.targets.get(i) else {
@@ -121,5 +72,41 @@ pub(crate) fn run<S: Simd, T: Lane + Element<Real = f32>, const LEVEL: u8>(
         let best = if wants_argmax { argmax(s, logits, &row, target) } else { 0 };
         let row = Row::plain(loss, wants_argmax && best == target);
         out.write(i, row, lse, best as i64);
+    }
+}
+
+/// A [`Job`] whose argmax nobody asks for.
+pub(crate) struct LossAlone<'j, 'a, T: Number>(pub(crate) &'j mut Job<'a, T>);
+
+impl<T: Lane + Number<Real = f32>> Op for LossAlone<'_, '_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run::<S, T, { sum::PLAIN }>(s, self.0);
+    }
+}
+
+/// A [`Job`] that finds the argmax too.
+pub(crate) struct WithArgmax<'j, 'a, T: Number>(pub(crate) &'j mut Job<'a, T>);
+
+impl<T: Lane + Number<Real = f32>> Op for WithArgmax<'_, '_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run::<S, T, { sum::MAX }>(s, self.0);
+    }
+}
+
+/// The loss of one row, whose target is a class of it.
+pub(crate) struct RowLoss<'a>(pub(crate) &'a [f32], pub(crate) usize);
+
+impl Op for RowLoss<'_> {
+    type Out = f64;
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> f64 {
+        row_loss(s, self.0, self.1)
     }
 }

@@ -3,26 +3,17 @@
 //! `g[j] = (a p[j] - b v[j]) slope[j]`, with `p` the softmax, `v` absent, 1 or given, and the slope that of
 //! a softcap. What is absent is not computed: each combination is a loop of its own.
 
+use super::blocks::{BLOCK, ranges};
 use super::exp::{Map, Scale, map_lanes, max_exponent};
-use super::sum::{BLOCK, Lse, ranges};
-use super::train::{Minus, Place};
+use super::expsum::Lse;
+use super::pass::{Minus, Place, Store};
 use super::transform::{Staged, Transform, ZeroBelow, has_subnormals, narrow, stage};
 use crate::math;
-use crate::simd::stream::{Part, Streamed, Streaming, Vectors};
+use crate::simd::stream::Part;
+use crate::simd::stream::{Streamed, Streaming, Vectors};
 use crate::simd::{LANES, Lane, Simd};
 use std::f64::consts::{LN_2, LOG2_E};
 use std::mem::take;
-
-/// How results reach the gradient.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Store {
-    /// They replace what is there.
-    Plain,
-    /// As `Plain`, past the caches: for gradients that would not stay in them.
-    Stream,
-    /// They are added to what is there.
-    Add,
-}
 
 /// Where the gradient of a row goes. When this is dropped, all of it may be read, and told of to other
 /// threads.

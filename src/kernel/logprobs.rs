@@ -4,88 +4,19 @@
 //! wanted is looked for in each block while it is in the first-level cache, and mostly not found: the largest
 //! element of the block tells whether it can matter to a rank, the top k, or a draw.
 
-use super::gumbel::{self, Key};
-use super::sum::{
-    self, BLOCK, BlockSum, CHUNK, Center, ChunkSum, ExpSum, STEP, Step, Steps, as_steps, padded,
-    ranges, sum_steps,
-};
+use super::blocks::{BLOCK, CHUNK, STEP, Step, as_steps, max_lane, padded, ranges};
+use super::expsum::ExpSum;
+use super::gumbel;
+use super::part::{AnyRow, Draw, Part, Wanted};
+use super::row_stats::{Drawn, NONE, RowStats};
+use super::sum::{self, BlockSum, Center, ChunkSum, Steps, sum_steps};
 use super::top::{MAX_TOP_K, Top};
 use super::total::Moments;
 use super::transform::{Staged, Transform, stage_cooled, stage_raw, widen};
-use crate::kernel::row_stats::{Drawn, NONE, RowStats};
 use crate::math;
+use crate::simd::Op;
 use crate::simd::{LANES, Lane, Simd};
-use half::{bf16, f16};
 use std::ops::Range;
-
-/// A row of a type that is computed in `f32`.
-#[derive(Clone, Copy)]
-pub(crate) enum AnyRow<'a> {
-    F32(&'a [f32]),
-    Bf16(&'a [bf16]),
-    F16(&'a [f16]),
-}
-
-/// What to find out.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Wanted {
-    /// [`sum::STEPS`], or for the entropy [`sum::FIRST`], for its variance [`sum::SECOND`].
-    pub(crate) level: u8,
-    pub(crate) ranks: bool,
-    /// The strict ranks too.
-    pub(crate) strict_ranks: bool,
-    pub(crate) top_k: usize,
-    /// The loss of the target.
-    pub(crate) loss: bool,
-}
-
-/// Some classes of a row, from the beginning of a chunk on.
-#[derive(Clone)]
-pub(crate) struct Part<'a, X = AnyRow<'a>> {
-    pub(crate) row: X,
-    pub(crate) classes: Range<usize>,
-    pub(crate) transform: Transform<'a>,
-    pub(crate) wanted: Wanted,
-    /// The target, if it is of these classes.
-    pub(crate) target: Option<usize>,
-    /// Its logit before the temperature, wherever it is.
-    pub(crate) target_logit: Option<f64>,
-    pub(crate) draw: Option<Draw>,
-    /// The token that class 0 is.
-    pub(crate) first_id: u32,
-    /// How many tokens there are, with those that are not of this row.
-    pub(crate) vocab: u32,
-}
-
-/// How to draw a token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Draw {
-    pub(crate) key: Key,
-    pub(crate) temperature: f64,
-}
-
-impl<'a, X> Part<'a, X> {
-    /// The same of another row.
-    pub(crate) fn of<Y>(&self, row: Y) -> Part<'a, Y> {
-        let Part { transform, wanted, target, target_logit, draw, first_id, vocab, .. } = *self;
-        let classes = self.classes.clone();
-        Part { row, classes, transform, wanted, target, target_logit, draw, first_id, vocab }
-    }
-
-    /// Some of these classes.
-    #[cfg(feature = "rayon")]
-    pub(crate) fn classes(&self, classes: Range<usize>) -> Self
-    where
-        X: Clone,
-    {
-        let target = self.target.filter(|target| classes.contains(target));
-        Part { classes, target, ..self.clone() }
-    }
-
-    pub(crate) fn id(&self, class: usize) -> u32 {
-        self.first_id + class as u32
-    }
-}
 
 impl Part<'_> {
     fn plain(&self) -> Option<&[f32]> {
@@ -240,7 +171,7 @@ impl<S: Simd> Chunk<S> {
             }
         }
         let is_above = s.gt_bits(max, known) != 0;
-        if is_above { sum::max_lane(s.to_lanes(max)) } else { self.best_max }
+        if is_above { max_lane(s.to_lanes(max)) } else { self.best_max }
     }
 
     /// A block of which nothing was added: of -inf and NaN, or with +inf. All of it has to be looked at.
@@ -675,7 +606,7 @@ impl Seek {
             // Of the last step alone.
             rest = last;
         }
-        let max = sum::max_lane(s.to_lanes(max));
+        let max = max_lane(s.to_lanes(max));
         let max = rest.iter().fold(max, |max, &z| if z > max { z } else { max });
         if max > self.best.0 {
             self.best = (max, first_id + sum::first_equal(s, z, max) as u32);
@@ -756,7 +687,7 @@ fn kth_of_groups<S: Simd>(s: S, z: &[f32], k: usize) -> f32 {
     }
     let (top, bottom) = (s.to_lanes(top), s.to_lanes(bottom));
     let mut least = bottom.into_iter().fold(f32::INFINITY, f32::min);
-    let mut most = sum::max_lane(top);
+    let mut most = max_lane(top);
     for _ in 0..MOST_CUTS {
         let middle = between(least, most);
         if middle == least {
@@ -800,7 +731,7 @@ fn max<S: Simd>(s: S, z: &[f32]) -> f32 {
     for lanes in lanes {
         max = s.max_or(s.load(lanes), max);
     }
-    rest.iter().fold(sum::max_lane(s.to_lanes(max)), |max, &z| if z > max { z } else { max })
+    rest.iter().fold(max_lane(s.to_lanes(max)), |max, &z| if z > max { z } else { max })
 }
 
 /// Draws among the tokens of a block too: the largest `z + temperature * g`, of equals the lowest id.
@@ -952,4 +883,19 @@ fn find_nan<S: Simd>(s: S, part: &Part<'_>, out: &mut RowStats) {
         seek.add(s, raw, hits, own.map(|own| own - start), first_id, out);
     }
     out.top.sort();
+}
+
+/// The statistics of some classes of a row.
+pub(crate) struct Statistics<'a> {
+    pub(crate) part: &'a Part<'a>,
+    pub(crate) out: &'a mut RowStats,
+}
+
+impl Op for Statistics<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run(s, self.part, self.out);
+    }
 }

@@ -1,12 +1,12 @@
 //! What shards of a vocabulary merge to a loss.
 #![forbid(unsafe_code)]
 
+use super::bytes::{In, Out, total_bytes};
+use super::expsum::Lse;
+use super::pass::Pass;
+use super::total::{Moments, Total};
 use crate::data::error::Error;
 use crate::data::saved::LogSumExp;
-use crate::kernel::bytes::{In, Out, total_bytes};
-use crate::kernel::sum::Lse;
-use crate::kernel::total::{Moments, Total};
-use crate::kernel::train::Pass;
 use crate::math::exact::ExactSum;
 use crate::simd::float_env;
 use std::ops::Range;
@@ -76,7 +76,7 @@ impl Default for LossStats {
 impl LossStats {
     /// Where a shard has to begin so that merged results have the bits of the whole row: at a multiple of this many
     /// classes.
-    pub const CHUNK: usize = crate::kernel::sum::CHUNK;
+    pub const CHUNK: usize = crate::kernel::blocks::CHUNK;
 
     pub(crate) fn empty(fused: bool) -> Self {
         LossStats {
@@ -176,7 +176,7 @@ impl LossStats {
 
     /// The logsumexp as [`ShardedCrossEntropy::backward`](crate::ShardedCrossEntropy::backward) needs it.
     pub fn saved(&self) -> LogSumExp {
-        float_env::scope(|| crate::kernel::single::saved(self.lse()))
+        float_env::scope(|| Lse::saved(self.lse()))
     }
 
     fn lse(&self) -> Lse {

@@ -6,16 +6,22 @@
 //! `backend.rs`, which alone know the instruction set.
 #![forbid(unsafe_code)]
 
+pub(crate) mod blocks;
 pub(crate) mod bytes;
 pub(crate) mod double;
 pub(crate) mod exp;
+pub(crate) mod expsum;
 pub(crate) mod forward;
 pub(crate) mod gradient;
 pub(crate) mod gumbel;
 pub(crate) mod logprobs;
 pub(crate) mod loss_stats;
+pub(crate) mod outputs;
+pub(crate) mod part;
+pub(crate) mod pass;
 pub(crate) mod probs;
 pub(crate) mod read;
+pub(crate) mod row;
 pub(crate) mod row_stats;
 pub(crate) mod single;
 pub(crate) mod softmax;

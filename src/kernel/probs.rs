@@ -1,8 +1,9 @@
 //! Probability targets of a row.
 
-use super::sum::{BLOCK, Lse, Step, as_steps, padded, ranges};
+use super::blocks::{BLOCK, Step, as_steps, padded, ranges};
+use super::expsum::Lse;
 use super::transform::{Staged, Transform, stage};
-use crate::data::targets::{Ids, Ignored};
+use crate::data::targets::Given;
 use crate::simd::{Lane, Lanes, Simd};
 use std::ops::Range;
 
@@ -13,19 +14,6 @@ pub(crate) struct Probs<'a, R> {
     pub(crate) smoothing: f64,
     pub(crate) weights: Option<&'a [R]>,
     pub(crate) vocab: usize,
-}
-
-/// `t[j]` as the caller has it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Given<'a, R> {
-    Dense(&'a [R]),
-    /// The probabilities of some classes, checked; those of the others are 0. An entry whose id
-    /// is among `ignored` does not count.
-    Sparse {
-        ids: Ids<'a>,
-        probs: &'a [R],
-        ignored: Ignored<'a>,
-    },
 }
 
 impl<'a, R: crate::Real> Probs<'a, R> {

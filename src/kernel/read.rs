@@ -1,6 +1,7 @@
 //! The limit that the benches compare with: reading a slice, as fast as this backend can.
 
-use super::sum::max_lane;
+use super::blocks::max_lane;
+use crate::simd::Op;
 use crate::simd::{LANES, Simd};
 
 /// The largest element (NaN ignored), eight vectors at a time: one load and one maximum each.
@@ -32,5 +33,29 @@ pub(crate) fn rewrite<S: Simd>(s: S, values: &mut [f32], factor: f32) {
     }
     for x in rest {
         *x *= factor;
+    }
+}
+
+/// The largest element.
+pub(crate) struct Read<'a>(pub(crate) &'a [f32]);
+
+impl Op for Read<'_> {
+    type Out = f32;
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> f32 {
+        run(s, self.0)
+    }
+}
+
+/// Every element times a factor, in place.
+pub(crate) struct Rewrite<'a>(pub(crate) &'a mut [f32], pub(crate) f32);
+
+impl Op for Rewrite<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        rewrite(s, self.0, self.1);
     }
 }

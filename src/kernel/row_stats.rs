@@ -1,17 +1,16 @@
 //! Statistics of a row, or of a part of one, that can be merged.
 #![forbid(unsafe_code)]
 
-use crate::api::logprobs::{Found, rounded};
-use crate::data::error::Error;
-use crate::data::error::number;
+use super::bytes::{In, Out, total_bytes};
+use super::loss_stats::seams;
+use super::part::Part;
+use super::sum;
+use super::top::{MAX_TOP_K, Top};
+use super::total::Total;
+use super::transform::Transform;
+use crate::data::error::{Error, number};
+use crate::data::number::Real;
 use crate::data::saved::LogSumExp;
-use crate::kernel::bytes::{In, Out, total_bytes};
-use crate::kernel::logprobs::Part;
-use crate::kernel::loss_stats::seams;
-use crate::kernel::sum;
-use crate::kernel::top::{MAX_TOP_K, Top};
-use crate::kernel::total::Total;
-use crate::kernel::transform::Transform;
 use crate::math;
 use crate::simd::float_env;
 
@@ -196,6 +195,38 @@ impl Distribution {
     }
 }
 
+/// Memory for one row at a time.
+pub(crate) struct Scratch<R> {
+    pub(crate) stats: RowStats,
+    pub(crate) top: Top<R>,
+}
+
+/// What was found about a row, in numbers that are not rounded yet.
+pub(crate) struct Found<'s, R> {
+    pub(crate) distribution: Distribution,
+    /// Of the target, if the pass had a sum without it; or else that of its logit.
+    pub(crate) logprob: Option<f64>,
+    pub(crate) logsumexp: f64,
+    pub(crate) ranks: (u64, u64),
+    pub(crate) top: &'s [(R, u32)],
+    pub(crate) argmax: i64,
+    /// The largest logit before the temperature; -inf if there is a NaN.
+    pub(crate) max: f64,
+    pub(crate) drawn: Option<(u32, f64)>,
+}
+
+impl<R> Found<'_, R> {
+    /// Whether a low temperature, and not the row, has made infinities.
+    pub(crate) fn is_out_of_range(&self, transform: &Transform<'_>) -> bool {
+        transform.temperature < 1.0 && self.distribution.nll.is_nan() && self.max.is_finite()
+    }
+}
+
+/// As the loss rounds: 0 rather than -0 also where a number is rounded to 0.
+pub(crate) fn rounded<R: Real>(logprob: f64) -> R {
+    R::from_f64(0.0 - R::from_f64(0.0 - logprob).into())
+}
+
 impl Default for RowStats {
     /// The identity of [`RowStats::merge`]: no classes.
     fn default() -> Self {
@@ -230,7 +261,7 @@ impl PartialEq for RowStats {
 impl RowStats {
     /// Where a shard has to begin so that merged results have the bits of the whole row: at a multiple of this many
     /// classes.
-    pub const CHUNK: usize = sum::CHUNK;
+    pub const CHUNK: usize = crate::kernel::blocks::CHUNK;
 
     pub(crate) fn clear(&mut self, fused: bool, part: &Part<'_>) {
         let wanted = &part.wanted;
@@ -449,7 +480,7 @@ impl RowStats {
                 }
                 None => self.all.sum().lse(self.fused()),
             };
-            crate::kernel::single::saved(lse)
+            lse.saved()
         })
     }
 

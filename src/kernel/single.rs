@@ -1,17 +1,19 @@
 //! The passes over a row of `f32`, or of `bf16` or `f16`: these are computed in `f32`, with the bits that a row of
 //! `f32` with the same numbers has.
 
+use super::expsum::Lse;
 use super::gradient;
+use super::pass::{Minus, Pass, Place, RowKernel, Weights};
 use super::probs::{self, Probs};
-use super::sum::{self, Differences, Lse};
-use super::train::{Minus, Pass, Place, RowKernel, Weights};
-use super::transform::{Allowed, Transform, stage_one};
+use super::sum::{self, Differences};
+use super::transform::{Transform, stage_one};
+use crate::data::masks::Allowed;
+use crate::data::number::Number;
 use crate::data::saved::LogSumExp;
-use crate::dispatch::element::Element;
 use crate::simd::{Lane, Simd};
 
 /// A type that is computed in `f32`.
-pub(crate) trait Single: Lane + Element<Real = f32> {
+pub(crate) trait Single: Lane + Number<Real = f32> {
     /// As [`RowKernel::gradient`]: what needs no conversion has loops of its own.
     fn gradient<S: Simd>(
         s: S,
@@ -44,9 +46,9 @@ singles! {
     half::f16: gradient::converted_row;
 }
 
-impl<S: Simd, T: Single> RowKernel<S> for T {
+impl<T: Single> RowKernel for T {
     #[inline(always)]
-    fn pass(
+    fn pass<S: Simd>(
         s: S,
         x: &[T],
         class: usize,
@@ -84,13 +86,13 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
     }
 
     #[inline(always)]
-    fn transform(s: S, transform: &Transform<'_>, class: usize, x: T) -> (f64, f64) {
+    fn transform<S: Simd>(s: S, transform: &Transform<'_>, class: usize, x: T) -> (f64, f64) {
         let (z, slope) = stage_one(s, transform, class, x);
         (f64::from(z), f64::from(slope))
     }
 
     #[inline(always)]
-    fn expected(
+    fn expected<S: Simd>(
         s: S,
         x: &[T],
         transform: &Transform<'_>,
@@ -101,7 +103,7 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
     }
 
     #[inline(always)]
-    fn gradient(
+    fn gradient<S: Simd>(
         s: S,
         place: Place<'_, T>,
         transform: &Transform<'_>,
@@ -112,7 +114,7 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
     }
 
     #[inline(always)]
-    fn argmax(s: S, x: &[T], allowed: Option<Allowed<'_>>) -> usize {
+    fn argmax<S: Simd>(s: S, x: &[T], allowed: Option<Allowed<'_>>) -> usize {
         sum::argmax_ignoring_nan(s, x, allowed)
     }
 
@@ -122,7 +124,7 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
     }
 
     #[inline(always)]
-    fn first_nan(s: S, x: &[T], allowed: Option<Allowed<'_>>) -> Option<usize> {
+    fn first_nan<S: Simd>(s: S, x: &[T], allowed: Option<Allowed<'_>>) -> Option<usize> {
         let Some(allowed) = allowed else { return sum::first_nan(s, x) };
         let mut from = 0;
         while let Some(nan) = sum::first_nan(s, &x[from..]) {
@@ -146,15 +148,8 @@ impl<S: Simd, T: Single> RowKernel<S> for T {
 
     #[inline(always)]
     fn saved(lse: Lse) -> LogSumExp<f32> {
-        saved(lse)
+        lse.saved()
     }
-}
-
-#[inline(always)]
-pub(crate) fn saved(lse: Lse) -> LogSumExp<f32> {
-    let hi = lse.value() as f32;
-    let lo = if hi.is_finite() { (lse.hi - f64::from(hi)) + lse.lo } else { 0.0 };
-    LogSumExp { hi, lo: lo as f32 }
 }
 
 /// `sum(w (z - from))` in `f64`, for logits that are too far apart for [`Differences`]; infinite for a mask.

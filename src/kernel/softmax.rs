@@ -1,13 +1,15 @@
 //! `softmax`, `log_softmax` and `logsumexp` of a group of rows.
 
 use super::exp::{Map, Scale, map_lanes};
+use super::expsum::ExpSum;
 use super::single::Single;
-use super::sum::{self, ExpSum};
-use super::train::AllowedRows;
-use super::transform::{Allowed, Transform, ZeroBelow, has_subnormals};
+use super::sum;
+use super::transform::{Transform, ZeroBelow, has_subnormals};
 use crate::data::logits::{Logits, LogitsMut};
-use crate::dispatch::element::Element;
+use crate::data::masks::{Allowed, AllowedRows};
+use crate::data::number::Number;
 use crate::math;
+use crate::simd::Op;
 use crate::simd::{Lane, Simd};
 use std::f64::consts::LN_2;
 
@@ -21,7 +23,7 @@ pub(crate) struct Job<'a, T> {
 }
 
 /// Rows to reduce to one number each.
-pub(crate) struct LogSumExpJob<'a, T: Element> {
+pub(crate) struct LogSumExpJob<'a, T: Number> {
     pub(crate) logits: Logits<'a, T>,
     pub(crate) out: &'a mut [T::Real],
     pub(crate) allowed: Option<AllowedRows<'a>>,
@@ -99,12 +101,12 @@ impl<S: Simd> Map<S> for LogProbability<S> {
 }
 
 /// What becomes of a row of one element type.
-pub(crate) trait SoftmaxRow<S: Simd>: Element {
+pub(crate) trait SoftmaxRow: Number {
     /// What has no probability.
     const MASKED: Self;
-    fn softmax(s: S, row: &mut [Self]);
-    fn log_softmax(s: S, row: &mut [Self]);
-    fn logsumexp(s: S, row: &[Self], allowed: Option<Allowed<'_>>) -> Self::Real;
+    fn softmax<S: Simd>(s: S, row: &mut [Self]);
+    fn log_softmax<S: Simd>(s: S, row: &mut [Self]);
+    fn logsumexp<S: Simd>(s: S, row: &[Self], allowed: Option<Allowed<'_>>) -> Self::Real;
 }
 
 /// The sum over a row of classes that may be.
@@ -114,26 +116,26 @@ fn masked_sum<S: Simd, T: Lane>(s: S, row: &[T], allowed: Option<Allowed<'_>>) -
     sum::transformed_row_and(s, row, None, &mask, &mut ())
 }
 
-impl<S: Simd> SoftmaxRow<S> for f32 {
-    const MASKED: f32 = f32::NEG_INFINITY;
+impl<T: Single> SoftmaxRow for T {
+    const MASKED: T = T::NEG_INFINITY;
 
     #[inline(always)]
-    fn softmax(s: S, row: &mut [f32]) {
-        let sum = sum::row::<S, f32, { sum::PLAIN }>(s, row, None).sum;
+    fn softmax<S: Simd>(s: S, row: &mut [T]) {
+        let sum = sum::row::<S, T, { sum::PLAIN }>(s, row, None).sum;
         probabilities(s, row, &sum);
     }
     #[inline(always)]
-    fn log_softmax(s: S, row: &mut [f32]) {
+    fn log_softmax<S: Simd>(s: S, row: &mut [T]) {
         // The largest element is left out of the sum, as the target of a loss is: its own
         // log-probability then keeps its digits when it is close to 0.
         let best = sum::argmax_ignoring_nan(s, row, None);
-        let others = sum::row::<S, f32, { sum::PLAIN }>(s, row, Some(best)).sum;
+        let others = sum::row::<S, T, { sum::PLAIN }>(s, row, Some(best)).sum;
         log_probabilities(s, row, row[best], &others);
     }
     #[inline(always)]
-    fn logsumexp(s: S, row: &[f32], allowed: Option<Allowed<'_>>) -> f32 {
+    fn logsumexp<S: Simd>(s: S, row: &[T], allowed: Option<Allowed<'_>>) -> f32 {
         let sum = match allowed {
-            None => sum::row::<S, f32, { sum::PLAIN }>(s, row, None).sum,
+            None => sum::row::<S, T, { sum::PLAIN }>(s, row, None).sum,
             Some(_) => masked_sum(s, row, allowed),
         };
         sum.ln(S::FUSED) as f32
@@ -141,7 +143,7 @@ impl<S: Simd> SoftmaxRow<S> for f32 {
 }
 
 #[inline(always)]
-pub(crate) fn run<S: Simd, T: SoftmaxRow<S>, const LOG: bool>(s: S, job: &mut Job<'_, T>) {
+fn run<S: Simd, T: SoftmaxRow, const LOG: bool>(s: S, job: &mut Job<'_, T>) {
     for i in 0..job.dst.rows() {
         let row = job.dst.row_mut(i);
         if let Some(src) = &job.src {
@@ -159,60 +161,45 @@ pub(crate) fn run<S: Simd, T: SoftmaxRow<S>, const LOG: bool>(s: S, job: &mut Jo
 }
 
 #[inline(always)]
-pub(crate) fn run_logsumexp<S: Simd, T: SoftmaxRow<S>>(s: S, job: &mut LogSumExpJob<'_, T>) {
+fn run_logsumexp<S: Simd, T: SoftmaxRow>(s: S, job: &mut LogSumExpJob<'_, T>) {
     for (i, out) in job.out.iter_mut().enumerate() {
         let allowed = job.allowed.map(|allowed| allowed.row(i));
         *out = SoftmaxRow::logsumexp(s, job.logits.row(i), allowed);
     }
 }
 
-/// Any of the jobs, for types that have one function for all: it has one loop over the exponentials.
-pub(crate) enum AnyJob<'j, 'a, T: Element> {
-    Softmax(&'j mut Job<'a, T>),
-    LogSoftmax(&'j mut Job<'a, T>),
-    LogSumExp(&'j mut LogSumExpJob<'a, T>),
+/// The softmax of rows.
+pub(crate) struct Softmax<'j, 'a, T>(pub(crate) &'j mut Job<'a, T>);
+
+impl<T: SoftmaxRow> Op for Softmax<'_, '_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run::<S, T, false>(s, self.0);
+    }
 }
 
-#[inline(always)]
-pub(crate) fn run_any<S: Simd, T: Single>(s: S, job: AnyJob<'_, '_, T>) {
-    let log = matches!(job, AnyJob::LogSoftmax(_));
-    let (src, mut dst, mut out, allowed) = match job {
-        AnyJob::Softmax(job) | AnyJob::LogSoftmax(job) => {
-            (job.src, Some(&mut job.dst), None, job.allowed)
-        }
-        AnyJob::LogSumExp(job) => (Some(job.logits), None, Some(&mut *job.out), job.allowed),
-    };
-    let is_sum = dst.is_none();
-    let rows = dst.as_ref().map(|dst| dst.rows()).or(out.as_ref().map(|out| out.len()));
-    for i in 0..rows.unwrap_or(0) {
-        let x = match (&src, &mut dst) {
-            (Some(src), None) => src.row(i),
-            (src, Some(dst)) => {
-                let row = dst.row_mut(i);
-                if let Some(src) = src {
-                    row.copy_from_slice(src.row(i));
-                }
-                if let Some(allowed) = allowed {
-                    allowed.row(i).fill_others(row, T::NEG_INFINITY);
-                }
-                &*row
-            }
-            (None, None) => &[],
-        };
-        let best = if log { Some(sum::argmax_ignoring_nan(s, x, None)) } else { None };
-        let sum = match allowed {
-            Some(allowed) if is_sum => masked_sum(s, x, Some(allowed.row(i))),
-            _ => sum::row::<S, T, { sum::PLAIN }>(s, x, best).sum,
-        };
-        if let Some(out) = &mut out {
-            out[i] = sum.ln(S::FUSED) as f32;
-        }
-        if let Some(dst) = &mut dst {
-            let row = dst.row_mut(i);
-            match best {
-                None => probabilities(s, row, &sum),
-                Some(best) => log_probabilities(s, row, row[best], &sum),
-            }
-        }
+/// Its logarithm.
+pub(crate) struct LogSoftmax<'j, 'a, T>(pub(crate) &'j mut Job<'a, T>);
+
+impl<T: SoftmaxRow> Op for LogSoftmax<'_, '_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run::<S, T, true>(s, self.0);
+    }
+}
+
+/// The logsumexp of rows.
+pub(crate) struct LogSumExp<'j, 'a, T: Number>(pub(crate) &'j mut LogSumExpJob<'a, T>);
+
+impl<T: SoftmaxRow> Op for LogSumExp<'_, '_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run_logsumexp(s, self.0);
     }
 }

@@ -3,28 +3,15 @@
 //! A row is chunks of 32,768 elements, a chunk is blocks of 1,024 (4 KiB: L1), a block is steps of
 //! four vectors. A chunk has one reference exponent; its statistics are merged in order.
 
+use super::blocks::{BLOCK, CHUNK, STEP, Step, as_steps, max_lane, padded, ranges};
 use super::exp::{self, Parts, Scale};
+use super::expsum::{DEPTH, ExpSum, FIELD, HEADROOM};
 use super::total::Total;
-use super::transform::{
-    Allowed, Staged, Transform, ZeroBelow, has_subnormals, stage, subnormal_bits,
-};
-use crate::math;
-use crate::simd::{LANES, Lane, Lanes, Simd};
-use std::f64::consts::LN_2;
+use super::transform::{Staged, Transform, ZeroBelow, has_subnormals, stage, subnormal_bits};
+use crate::data::masks::Allowed;
+use crate::simd::{LANES, Lane, Simd};
 use std::ops::Range;
 use std::slice::from_ref;
-
-/// The unit of work: four vectors, 64 elements.
-pub(crate) type Step<T = f32> = [[T; LANES]; 4];
-
-pub(super) const STEP: usize = 4 * LANES;
-
-/// Elements that are processed between two looks at the reference.
-pub(crate) const BLOCK: usize = 1024;
-
-/// Elements with a reference of their own. Rows are the merge of their chunks, so a row that is cut
-/// at multiples of this has the same parts as a whole one.
-pub(crate) const CHUNK: usize = 32 * BLOCK;
 
 /// A row as whole steps. The last elements are padded with -inf and the class to leave out is replaced
 /// by it, in copies of the two steps concerned: no loop has a masked tail.
@@ -153,16 +140,6 @@ fn tiny_range(at: &ExpSum) -> [f32; 2] {
 const FAINT: f32 = 1.0 / (1u128 << 103) as f32;
 const FAINT_FIELD: f32 = 24.0;
 
-/// The exponent field of the reference, and what may come above and below it.
-///
-/// A new reference has field 122, s = 2^-5. A class 2^5 times as probable (3.5 nats above) still fits;
-/// the next one moves the reference up. Below, everything down to 2^-122 of the reference (84 nats)
-/// counts, and what is smaller is exactly 0; but where a block has nothing within 2^-10 of the
-/// reference, its elements would be small beside the units of the sums, and the reference moves down.
-const FIELD: f32 = 122.0;
-const HEADROOM: f32 = 5.0;
-const DEPTH: f32 = 10.0;
-
 /// Set in the exponent fields from 112 (which is `FIELD - DEPTH`) to 127, and in none from 96 to 111.
 const FIELD_IS_NEAR: u32 = 16;
 
@@ -191,35 +168,6 @@ pub(crate) const PREFETCH: usize = 8192;
 /// The hardware prefetcher would fetch the rest of a page, but stops at its end; one line in four, this
 /// early, sets it to work on pages that the loop has not reached yet, and has their addresses translated.
 const PREFETCH_FAR: usize = 16_384;
-
-/// `sum(e^x)` of a part of a row, as `sum * e^(origin) * 2^(exponent)`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct ExpSum {
-    /// Subtracted from every `x` before it is split; 0 but for rows that are astronomically large.
-    pub(crate) origin: f32,
-    /// An integer; -inf as long as nothing but -inf was seen.
-    pub(crate) exponent: f32,
-    pub(crate) sum: f64,
-    /// A NaN or +inf was seen where it does not show in `sum`.
-    pub(crate) nan: bool,
-    pub(crate) inf: bool,
-}
-
-/// A logsumexp as a sum of two numbers. The first is an `f32`, or for `f64` logits an `f64`, and other than 0
-/// where logits are so large that adding the second to it would lose digits.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Lse {
-    pub(crate) hi: f64,
-    pub(crate) lo: f64,
-}
-
-impl Lse {
-    /// NaN for rows with a NaN, infinite for rows with +inf or nothing but -inf.
-    #[inline(always)]
-    pub(crate) fn value(self) -> f64 {
-        self.hi + self.lo
-    }
-}
 
 /// A sum in three parts, and the union of the bits of all `z`.
 pub(super) struct BlockSum<S: Simd> {
@@ -432,19 +380,6 @@ impl<S: Simd> BlockSum<S> {
     }
 }
 
-/// The largest of 16 numbers none of which is NaN.
-#[inline(always)]
-pub(crate) fn max_lane(mut lanes: Lanes) -> f32 {
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for i in 0..width {
-            lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
-        }
-    }
-    lanes[0]
-}
-
 /// The sum of one chunk while it is being read: 16 lanes of `f64`.
 #[derive(Clone, Copy)]
 pub(super) struct ChunkSum<S: Simd> {
@@ -589,123 +524,6 @@ impl<S: Simd> ChunkSum<S> {
     }
 }
 
-impl ExpSum {
-    pub(crate) const EMPTY: ExpSum =
-        ExpSum { origin: 0.0, exponent: f32::NEG_INFINITY, sum: 0.0, nan: false, inf: false };
-
-    #[inline(always)]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.exponent == f32::NEG_INFINITY
-    }
-
-    /// The factor that turns a sum relative to `self` into one relative to `to`: a power of two,
-    /// hence exact, unless an origin is involved.
-    #[inline(always)]
-    pub(super) fn scale_to<S: Simd>(&self, to: &ExpSum) -> f64 {
-        if self.is_empty() {
-            1.0
-        } else if self.origin == to.origin {
-            math::exp2_int((self.exponent - to.exponent) as i32)
-        } else {
-            math::exp(self.reference(S::FUSED) - to.reference(S::FUSED))
-        }
-    }
-
-    #[inline(always)]
-    fn reference(&self, fused: bool) -> f64 {
-        f64::from(self.origin) + f64::from(self.exponent) * exp::ln_2_step(fused)
-    }
-
-    /// `ln` of the factor by which `sum` is smaller than the sum of `e^(x + shift)`.
-    ///
-    /// The origin may be as large as an `f32` can be: it is added to the shift first, before anything
-    /// small.
-    #[inline(always)]
-    pub(crate) fn ln_unit(&self, fused: bool, shift: f64) -> f64 {
-        const FIELD_UNIT: f64 = HEADROOM as f64 * LN_2;
-        (f64::from(self.origin) + shift)
-            + f64::from(self.exponent) * exp::ln_2_step(fused)
-            + FIELD_UNIT
-    }
-
-    /// What is subtracted from every element before it is split.
-    #[inline(always)]
-    pub(crate) fn origin(&self) -> f32 {
-        self.origin
-    }
-
-    /// Whether the softmax of the row is NaN: a NaN or +inf was seen.
-    #[inline(always)]
-    pub(crate) fn is_poisoned(&self) -> bool {
-        self.nan | self.inf | self.sum.is_nan()
-    }
-
-    /// `ln(sum(e^x))`; -inf for nothing but -inf, +inf if there was one, NaN if there was one.
-    #[inline(always)]
-    pub(crate) fn ln(&self, fused: bool) -> f64 {
-        self.ln_shifted(fused, 0.0)
-    }
-
-    /// `ln(sum(e^(x - origin)))`, as [`ExpSum::ln`] otherwise.
-    #[inline(always)]
-    pub(crate) fn ln_from_origin(&self, fused: bool) -> f64 {
-        self.ln_shifted(fused, -f64::from(self.origin))
-    }
-
-    #[inline(always)]
-    fn ln_shifted(&self, fused: bool, shift: f64) -> f64 {
-        if self.nan | self.sum.is_nan() {
-            f64::NAN
-        } else if self.inf {
-            f64::INFINITY
-        } else if self.is_empty() {
-            f64::NEG_INFINITY
-        } else {
-            self.ln_unit(fused, shift) + math::ln(self.sum)
-        }
-    }
-
-    /// `ln(sum(e^x))` over these classes and the target, whose loss among them is `loss`.
-    #[inline(always)]
-    pub(crate) fn lse_with(&self, fused: bool, target: f32, loss: f64) -> Lse {
-        let x = f64::from(target);
-        if self.is_poisoned() || !x.is_finite() {
-            // NaN and +inf among the others decide alone; a target of -inf adds nothing to them.
-            let alone = x.is_nan() || !self.is_poisoned() && x == f64::INFINITY;
-            return if alone { Lse { hi: 0.0, lo: x } } else { self.lse(fused) };
-        }
-        if loss < 1.0 {
-            return Lse { hi: x, lo: loss };
-        }
-        // A target far below the others would cancel in `x + loss`.
-        let others = self.lse(fused);
-        let gap = (x - others.hi) - others.lo;
-        Lse { lo: others.lo + math::ln_1p(math::exp(gap)), ..others }
-    }
-
-    /// As [`ExpSum::ln`], in two parts.
-    #[inline(always)]
-    pub(crate) fn lse(&self, fused: bool) -> Lse {
-        let lo = self.ln_from_origin(fused);
-        Lse { hi: if lo.is_finite() { f64::from(self.origin) } else { 0.0 }, lo }
-    }
-
-    /// `ln(1 + sum(e^(x - target)))`, the loss of a row whose other classes were summed.
-    ///
-    /// The target never enters a sum, so that the loss of a confident row keeps all its digits.
-    #[inline(always)]
-    pub(crate) fn loss(&self, fused: bool, target: f32) -> f64 {
-        if self.is_poisoned() || target.is_nan() || target == f32::INFINITY {
-            return f64::NAN;
-        }
-        if self.is_empty() || self.sum == 0.0 {
-            return if target == f32::NEG_INFINITY { f64::NAN } else { 0.0 };
-        }
-        let gap = self.ln_unit(fused, -f64::from(target));
-        if gap < 600.0 { math::ln_1p(self.sum * math::exp(gap)) } else { gap + math::ln(self.sum) }
-    }
-}
-
 /// Something else to learn from each block while it is in the first-level cache.
 ///
 /// A separate loop over the block: the one over the exponentials stays as it is.
@@ -831,22 +649,6 @@ impl<S: Simd> Extra<S> for Differences<'_, S> {
     }
 }
 
-/// Whole steps, and what is left.
-#[inline(always)]
-pub(crate) fn as_steps<T>(elements: &[T]) -> (&[Step<T>], &[T]) {
-    let (vectors, _) = elements.as_chunks::<LANES>();
-    let (steps, _) = vectors.as_chunks::<4>();
-    (steps, &elements[steps.len() * STEP..])
-}
-
-/// Less than a step, filled up with `fill`.
-#[inline(always)]
-pub(crate) fn padded<T: Copy>(elements: &[T], fill: T) -> Step<T> {
-    let mut step = [[fill; LANES]; 4];
-    step.as_flattened_mut()[..elements.len()].copy_from_slice(elements);
-    step
-}
-
 /// What one read of a row yields.
 pub(crate) struct RowSum {
     /// Over all classes but one.
@@ -935,11 +737,6 @@ pub(crate) fn transformed_row_and<S: Simd, T: Lane>(
         out = if is_only { sum } else { total.with_sum(&sum) };
     }
     out
-}
-
-/// A range cut into pieces of `len`, the last one shorter.
-pub(crate) fn ranges(all: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
-    all.clone().step_by(len).map(move |start| start..(start + len).min(all.end))
 }
 
 /// The first index of the largest element that may be, NaN ignored; 0 if there is none.

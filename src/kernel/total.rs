@@ -1,7 +1,7 @@
 //! Statistics of parts of a row, merged exactly: the parts may come in any order, from any thread or machine.
 
 use super::exp;
-use super::sum::ExpSum;
+use super::expsum::ExpSum;
 use crate::math;
 use crate::math::exact::ExactSum;
 

@@ -3,87 +3,27 @@
 //! What a row needs from its element type is in [`RowKernel`]; the formulas are here, in `f64`, once for
 //! all types.
 
-use super::forward::Row;
-use super::gradient::Store;
+use super::blocks::CHUNK;
+use super::expsum::{ExpSum, Lse};
+use super::loss_stats::LossStats;
+use super::outputs::RowSlices;
+use super::pass::{
+    Config, GradientRows, Minus, Pass, Place, RowKernel, Store, Trained, UpstreamRows, Weights,
+};
 use super::probs::Probs;
-use super::sum::{self, ExpSum, Lse};
-use super::transform::{Allowed, Transform};
+use super::transform::Transform;
 use crate::data::floats::Floats;
-use crate::data::logits::{Logits, LogitsMut};
+use crate::data::logits::Logits;
+use crate::data::masks::{Allowed, AllowedRows};
+use crate::data::number::Number;
 use crate::data::saved::LogSumExp;
 use crate::data::targets::{AnyTargets, RowTarget};
-use crate::dispatch::element::Element;
-use crate::kernel::loss_stats::LossStats;
 use crate::math;
-use crate::rows::parallel::RowSlices;
+use crate::simd::Op;
 use crate::simd::Simd;
 
-/// The options, checked.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Config<'a, R> {
-    /// Without the mask, which rows have of their own.
-    pub(crate) transform: Transform<'static>,
-    pub(crate) smoothing: f64,
-    pub(crate) z_loss: f64,
-    pub(crate) weights: Option<&'a [R]>,
-    /// Sum of the class weights, their number if there are none.
-    pub(crate) weight_sum: f64,
-    /// Of the whole vocabulary, and where in it class 0 of the logits is.
-    pub(crate) vocab: usize,
-    pub(crate) first_class: usize,
-    /// What gradients are divided by: that of the cross-entropy, and that of the z-loss.
-    pub(crate) denominators: (f64, f64),
-    pub(crate) argmax: bool,
-}
-
-impl<R> Config<'_, R> {
-    /// The loss of a row whose target is a class with that weight, without z-loss and token weight.
-    #[inline(always)]
-    pub(crate) fn class_loss(&self, weight: f64, pass: &Pass) -> f64 {
-        let loss = weight * pass.nll;
-        let e = self.smoothing;
-        if e == 0.0 {
-            return loss;
-        }
-        // -sum(w ln p) over all classes. Without a finite logit to take differences from, the part of
-        // the target is infinite.
-        let all = if pass.z == f64::NEG_INFINITY {
-            loss
-        } else {
-            self.weight_sum * pass.nll - pass.differences
-        };
-        (1.0 - e) * loss + e / self.vocab as f64 * all
-    }
-
-    /// What a row yields to a reduction.
-    #[inline(always)]
-    pub(crate) fn row(
-        &self,
-        loss: f64,
-        nll: f64,
-        weight: f64,
-        lse: &Lse,
-        token_weight: f64,
-        at_argmax: bool,
-    ) -> Row {
-        let z_loss = match self.z_loss {
-            0.0 => 0.0,
-            factor => factor * lse.value() * lse.value(),
-        };
-        Row {
-            loss: token_weight * loss,
-            nll,
-            z_loss: token_weight * z_loss,
-            weight: token_weight * weight,
-            token_weight,
-            kept: true,
-            at_argmax,
-        }
-    }
-}
-
 /// A group of rows, where they come from and where their results go.
-pub(crate) struct Job<'a, T: Element> {
+pub(crate) struct Job<'a, T: Number> {
     pub(crate) config: &'a Config<'a, T::Real>,
     /// `None`: the logits are where the gradient goes.
     pub(crate) logits: Option<Logits<'a, T>>,
@@ -96,139 +36,17 @@ pub(crate) struct Job<'a, T: Element> {
     pub(crate) gradient: Option<GradientRows<'a, T>>,
 }
 
-/// Where gradients go, and what they are multiplied by.
-pub(crate) struct GradientRows<'a, T> {
-    pub(crate) to: LogitsMut<'a, T>,
-    pub(crate) upstream: UpstreamRows<'a>,
-    pub(crate) store: Store,
-}
+impl<T: RowKernel> Op for &mut Job<'_, T> {
+    type Out = ();
 
-/// The derivative of what is trained by the loss, or by each row's.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum UpstreamRows<'a> {
-    All(f64),
-    Each(Floats<'a>),
-}
-
-/// What the pass over a row yields, one class of which was left out of the sum: the target, or the largest
-/// where targets are probabilities.
-#[derive(Clone, Copy)]
-pub(crate) struct Pass {
-    /// Negative log-probability of that class.
-    pub(crate) nll: f64,
-    pub(crate) lse: Lse,
-    /// Over the others, where rows are computed in `f32`.
-    pub(crate) sum: ExpSum,
-    /// Its transformed logit, and the derivative of the softcap there; 0 if it is not of this part.
-    pub(crate) z: f64,
-    pub(crate) slope: f64,
-    /// `sum(w (z - z[class]))`, if it was asked for.
-    pub(crate) differences: f64,
-}
-
-/// Where the elements of a gradient come from and go to.
-pub(crate) struct Place<'a, T> {
-    /// `None`: they are in `to`.
-    pub(crate) x: Option<&'a [T]>,
-    pub(crate) to: &'a mut [T],
-    pub(crate) store: Store,
-    /// How far from each element the one is that memory should be asked for with it.
-    pub(crate) ahead: usize,
-}
-
-/// What is subtracted from the scaled probabilities of a gradient.
-pub(crate) enum Minus<'a, R> {
-    Nothing,
-    /// This from each.
-    Constant(f64),
-    /// A multiple of the class weights.
-    Weights(f64, &'a [R]),
-    /// A multiple of the probability targets.
-    Probs(f64, &'a Probs<'a, R>),
-}
-
-/// Of the classes, if they have any.
-#[derive(Clone, Copy)]
-pub(crate) struct Weights<'a, R>(pub(crate) Option<&'a [R]>);
-
-/// The masks of rows, from row `first` on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AllowedRows<'a> {
-    pub(crate) words: &'a [u32],
-    pub(crate) first: usize,
-    /// From the mask of one row to that of the next, and of how many words it is.
-    pub(crate) stride: usize,
-    pub(crate) len: usize,
-}
-
-impl<'a> AllowedRows<'a> {
     #[inline(always)]
-    pub(crate) fn row(self, i: usize) -> Allowed<'a> {
-        Allowed(&self.words[(self.first + i) * self.stride..][..self.len])
+    fn on<S: Simd>(self, s: S) {
+        run(s, self);
     }
-
-    pub(crate) fn split_at(self, row: usize) -> (Self, Self) {
-        (self, AllowedRows { first: self.first + row, ..self })
-    }
-}
-
-/// The passes over a row of one element type.
-///
-/// Each is called in one place only: they are inlined, and every copy is compiled for every backend.
-pub(crate) trait RowKernel<S: Simd>: Element {
-    /// The pass over a row, `class` left out of the sum if there is such a class; with the sum of differences from
-    /// it, times the class weights, if `smoothing`.
-    fn pass(
-        s: S,
-        x: &[Self],
-        class: usize,
-        transform: &Transform<'_>,
-        smoothing: Option<Weights<'_, Self::Real>>,
-    ) -> Pass;
-
-    /// `z` of the logit of a class, and the derivative of the softcap there.
-    fn transform(s: S, transform: &Transform<'_>, class: usize, x: Self) -> (f64, f64);
-
-    /// `sum(v)` and `sum(v (lse - z))` for probability targets.
-    fn expected(
-        s: S,
-        x: &[Self],
-        transform: &Transform<'_>,
-        probs: &Probs<'_, Self::Real>,
-        lse: Lse,
-    ) -> (f64, f64);
-
-    /// `(a p - minus) * slope` for every class of a row.
-    fn gradient(
-        s: S,
-        place: Place<'_, Self>,
-        transform: &Transform<'_>,
-        scaled: (f64, Lse),
-        minus: &Minus<'_, Self::Real>,
-    );
-
-    /// The first class that may be with the largest logit, NaN ignored; 0 if there is none.
-    fn argmax(s: S, x: &[Self], allowed: Option<Allowed<'_>>) -> usize;
-
-    fn is_nan(x: Self) -> bool;
-
-    /// The first class that may be with a NaN.
-    fn first_nan(s: S, x: &[Self], allowed: Option<Allowed<'_>>) -> Option<usize> {
-        let _ = s;
-        let may_be = |class| allowed.is_none_or(|allowed| allowed.contains(class));
-        (0..x.len()).find(|&class| Self::is_nan(x[class]) && may_be(class))
-    }
-
-    /// `old + g`, or `g`, rounded once.
-    fn rounded(g: f64, old: Option<Self>) -> Self;
-
-    fn lse(stats: &LogSumExp<Self::Real>) -> Lse;
-
-    fn saved(lse: Lse) -> LogSumExp<Self::Real>;
 }
 
 #[inline(always)]
-pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
+fn run<S: Simd, T: RowKernel>(s: S, job: &mut Job<'_, T>) {
     let (rows, stride) = match (&job.logits, &job.gradient) {
         (Some(logits), _) => (logits.rows(), logits.stride()),
         (None, Some(gradient)) => (gradient.to.rows(), gradient.to.stride()),
@@ -270,7 +88,7 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
         let (mut start, len, step) = match &mut job.out.stats {
             Some(stats) => {
                 stats[i] = LossStats::empty(S::FUSED);
-                (0, row.x.map_or(0, <[T]>::len), sum::CHUNK)
+                (0, row.x.map_or(0, <[T]>::len), CHUNK)
             }
             None => (0, 0, usize::MAX),
         };
@@ -294,14 +112,6 @@ pub(crate) fn run<S: Simd, T: RowKernel<S>>(s: S, job: &mut Job<'_, T>) {
     }
 }
 
-/// What one row yields to its caller.
-pub(crate) struct Trained {
-    pub(crate) row: Row,
-    pub(crate) lse: Lse,
-    pub(crate) argmax: i64,
-    pub(crate) pass: Pass,
-}
-
 /// The gradient of one row: where it goes, and the upstream gradient of its loss.
 struct RowGradient<'a, T> {
     to: &'a mut [T],
@@ -309,7 +119,7 @@ struct RowGradient<'a, T> {
     store: Store,
 }
 
-impl<T: Element> RowGradient<'_, T> {
+impl<T: Number> RowGradient<'_, T> {
     /// Writes, or adds, that nothing depends on the logits of the row.
     #[inline(always)]
     fn zero(self) {
@@ -320,7 +130,7 @@ impl<T: Element> RowGradient<'_, T> {
 }
 
 /// One row that is not ignored.
-struct OneRow<'a, T: Element> {
+struct OneRow<'a, T: Number> {
     config: &'a Config<'a, T::Real>,
     transform: Transform<'a>,
     /// `None`: the logits are where the gradient goes.
@@ -346,7 +156,7 @@ struct Terms<'a, R> {
     at_target: Option<(usize, f64)>,
 }
 
-impl<T: Element> OneRow<'_, T> {
+impl<T: Number> OneRow<'_, T> {
     /// `len` classes from `start` on, a multiple of 32 as masks have words of as many.
     #[inline(always)]
     fn part(&self, start: usize, len: usize) -> OneRow<'_, T> {
@@ -370,7 +180,7 @@ impl<T: Element> OneRow<'_, T> {
     #[inline(always)]
     fn origin<S: Simd>(&self, s: S, x: &[T], transform: &Transform<'_>, pass: &Pass) -> Option<f64>
     where
-        T: RowKernel<S>,
+        T: RowKernel,
     {
         let is_lost = pass.nll.is_nan() && transform.temperature < 1.0;
         if !is_lost || transform.origin != 0.0 || self.is_shard {
@@ -391,7 +201,7 @@ impl<T: Element> OneRow<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, mut gradient: Option<RowGradient<'_, T>>) -> Trained
     where
-        T: RowKernel<S>,
+        T: RowKernel,
     {
         let Config { smoothing, weights, .. } = *self.config;
         let mut transform = self.transform;

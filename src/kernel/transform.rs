@@ -1,8 +1,10 @@
 //! What is done to logits before the softmax: mask, scale, bias, softcap, temperature.
 
+use super::blocks::BLOCK;
 use super::exp::{Map, Scale, map_lanes as each};
-use super::sum::BLOCK;
+use crate::data::masks::Allowed;
 use crate::math;
+use crate::simd::Op;
 use crate::simd::{LANES, Lane, Simd};
 
 /// `z = (cap(scale * x + bias) - origin) / temperature` with `cap(u) = c tanh(u / c)`, and -inf for classes that may not
@@ -17,56 +19,6 @@ pub(crate) struct Transform<'a> {
     pub(crate) allowed: Option<Allowed<'a>>,
     /// What is added to some classes, in ascending order. For losses there is none.
     pub(crate) bias: &'a [(u32, f32)],
-}
-
-/// The mask of a row: whether a class may be, a bit for each, the lowest of a word first.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Allowed<'a>(pub(crate) &'a [u32]);
-
-impl Allowed<'_> {
-    #[inline(always)]
-    pub(crate) fn contains(self, class: usize) -> bool {
-        self.0[class / 32] >> (class % 32) & 1 == 1
-    }
-
-    /// `value` over what may not be.
-    #[inline(always)]
-    pub(crate) fn fill_others<T: Copy>(self, row: &mut [T], value: T) {
-        for (row, &word) in row.chunks_mut(32).zip(self.0) {
-            // Most words of most masks are one or the other.
-            match word {
-                0 => row.fill(value),
-                u32::MAX => {}
-                _ => {
-                    for (i, x) in row.iter_mut().enumerate() {
-                        *x = if word >> i & 1 == 1 { *x } else { value };
-                    }
-                }
-            }
-        }
-    }
-
-    /// Of 16 classes, of which the first is a multiple of 16.
-    #[inline(always)]
-    fn bits(self, class: usize) -> u16 {
-        (self.0[class / 32] >> (class % 32)) as u16
-    }
-
-    /// -inf over what may not be, of logits from class `start` on, a multiple of 16 unless they are few.
-    #[inline(always)]
-    fn mask<S: Simd>(self, s: S, start: usize, z: &mut [f32]) {
-        let (lanes, rest) = z.as_chunks_mut::<LANES>();
-        let end = start + LANES * lanes.len();
-        for (i, z) in lanes.iter_mut().enumerate() {
-            let kept = s.keep_bits(s.load(z), self.bits(start + LANES * i));
-            s.store(z, kept);
-        }
-        for (i, z) in rest.iter_mut().enumerate() {
-            if !self.contains(end + i) {
-                *z = f32::NEG_INFINITY;
-            }
-        }
-    }
 }
 
 /// `c tanh(x / c)`
@@ -226,7 +178,7 @@ pub(crate) fn stage_raw<S: Simd>(
 ) {
     if let Some(allowed) = transform.allowed {
         // First: what may not be may be anything, and its slope has to be a number.
-        allowed.mask(s, start, z);
+        mask(s, allowed, start, z);
     }
     if transform.scale != 1.0 || transform.softcap.is_some() {
         drop_subnormals(s, transform, z);
@@ -249,7 +201,7 @@ pub(crate) fn stage_raw<S: Simd>(
         if let Some(allowed) = transform.allowed
             && !softcap.keep_infinite
         {
-            allowed.mask(s, start, z);
+            mask(s, allowed, start, z);
         }
     }
 }
@@ -263,6 +215,22 @@ pub(crate) fn stage_cooled<S: Simd>(s: S, transform: &Transform<'_>, z: &mut [f3
             each(s, z, &Subtract::<S>(s.splat(transform.origin as f32)));
         }
         each(s, z, &Divide::<S>(s.splat(transform.temperature as f32)));
+    }
+}
+
+/// -inf over what may not be, of logits from class `start` on, a multiple of 16 unless they are few.
+#[inline(always)]
+fn mask<S: Simd>(s: S, allowed: Allowed<'_>, start: usize, z: &mut [f32]) {
+    let (lanes, rest) = z.as_chunks_mut::<LANES>();
+    let end = start + LANES * lanes.len();
+    for (i, z) in lanes.iter_mut().enumerate() {
+        let kept = s.keep_bits(s.load(z), allowed.bits(start + LANES * i));
+        s.store(z, kept);
+    }
+    for (i, z) in rest.iter_mut().enumerate() {
+        if !allowed.contains(end + i) {
+            *z = f32::NEG_INFINITY;
+        }
     }
 }
 
@@ -451,5 +419,29 @@ impl<S: Simd> Map<S> for Slope<'_, S> {
         let e = s.mul_add(p, q, p);
         let below = s.add(one, e);
         s.div(s.div(s.mul(s.splat(4.0), e), below), below)
+    }
+}
+
+/// [`widen`], as benches call it.
+pub(crate) struct Widen<'a, T>(pub(crate) &'a [T], pub(crate) &'a mut [f32]);
+
+impl<T: Lane> Op for Widen<'_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        widen(s, self.0, self.1);
+    }
+}
+
+/// [`narrow`], as benches call it.
+pub(crate) struct Narrow<'a, T>(pub(crate) &'a [f32], pub(crate) &'a mut [T]);
+
+impl<T: Lane> Op for Narrow<'_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        narrow(s, self.0, self.1, false);
     }
 }

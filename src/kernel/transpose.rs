@@ -1,5 +1,6 @@
 //! Transposes tiles of 16 by 16: what is not in rows is brought into rows, and back.
 
+use crate::simd::Op;
 use crate::simd::{LANES, Simd};
 
 /// `to[j][i] = from[i][j]` of a matrix of `rows` by `columns`.
@@ -118,5 +119,14 @@ fn whole_tile<S: Simd, T: Cell>(s: S, job: &mut Transpose<'_, T>, i: usize, j: u
     for (k, v) in v.into_iter().enumerate() {
         let to = &mut job.to[(j + k) * job.to_stride + i..];
         T::store(s, to.first_chunk_mut().expect("a tile is whole"), v);
+    }
+}
+
+impl<T: Cell> Op for &mut Transpose<'_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run(s, self);
     }
 }

@@ -5,17 +5,17 @@
 //! asked of rows can be asked of columns, with the same bits.
 #![forbid(unsafe_code)]
 
+use crate::data::columns::{Columns, ColumnsMut, Segment};
 use crate::data::logits::{Logits, LogitsMut};
 use crate::dispatch::element::Element;
-use crate::dispatch::kernels::Kernels;
 use crate::kernel::double::compare::{self, AnyLogits, for_any};
-use crate::kernel::gradient::Store;
-use crate::kernel::train::GradientRows;
+use crate::kernel::pass::{GradientRows, Store};
 use crate::kernel::transpose::{Outer, Transpose};
 use crate::kernel::{forward, softmax, train};
 use crate::rows::parallel::{Rows, for_each_group};
 #[cfg(feature = "rayon")]
 use crate::rows::parallel::{is_worth_threads, threads};
+use crate::simd::backend::Kernels;
 use std::ops::Range;
 
 /// Bytes of a panel, per thread: what the second-level caches of most machines hold.
@@ -31,76 +31,9 @@ const MOST: usize = 64 << 20;
 #[cfg_attr(not(feature = "rayon"), allow(dead_code))]
 const TILE: usize = 16;
 
-/// From row `first` on.
-#[derive(Debug)]
-pub(crate) struct Columns<'a, T> {
-    data: &'a [T],
-    first: usize,
-    shape: Shape,
-}
-
-/// Where what is.
-#[derive(Clone, Copy, Debug)]
-struct Shape {
-    positions: usize,
-    batch_stride: usize,
-    class_stride: usize,
-}
-
-impl<T> Clone for Columns<'_, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for Columns<'_, T> {}
-
-/// A range of rows that are positions of one batch.
-struct Segment {
-    /// Of the first row, from the first of the range.
-    row: usize,
-    batch: usize,
-    positions: Range<usize>,
-}
-
-impl Shape {
-    fn segments(self, rows: Range<usize>) -> impl Iterator<Item = Segment> {
-        let mut next = rows.start;
-        std::iter::from_fn(move || {
-            if next == rows.end {
-                return None;
-            }
-            let (batch, start) = (next / self.positions, next % self.positions);
-            let end = self.positions.min(start + (rows.end - next));
-            let segment = Segment { row: next - rows.start, batch, positions: start..end };
-            next += end - start;
-            Some(segment)
-        })
-    }
-}
-
-impl<'a, T> Columns<'a, T> {
-    /// Of checked strides. There is a row, and a class.
-    pub(crate) fn new(
-        data: &'a [T],
-        positions: usize,
-        batch_stride: usize,
-        class_stride: usize,
-    ) -> Self {
-        Columns { data, first: 0, shape: Shape { positions, batch_stride, class_stride } }
-    }
-
-    /// From that row on.
-    pub(crate) fn from(self, row: usize) -> Self {
-        Columns { first: self.first + row, ..self }
-    }
-}
-
-impl<T: Element> Columns<'_, T> {
-    /// The first rows, as many as there is room for.
-    fn gather(self, kernels: Kernels, to: LogitsMut<'_, T>) {
-        for_each_group(Gather { from: self, to }, &|job: &mut Gather<'_, T>| job.run(kernels));
-    }
+/// Copies the first rows of columns, as many as there is room for.
+fn gather<T: Element>(kernels: Kernels, from: Columns<'_, T>, to: LogitsMut<'_, T>) {
+    for_each_group(Gather { from, to }, &|job: &mut Gather<'_, T>| job.run(kernels));
 }
 
 /// What is to be copied into rows.
@@ -149,46 +82,26 @@ impl<T: Element> Rows for Gather<'_, T> {
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct ColumnsMut<'a, T> {
-    data: &'a mut [T],
-    vocab: usize,
-    shape: Shape,
-}
-
-impl<'a, T> ColumnsMut<'a, T> {
-    /// Of checked strides: no two classes overlap. There is a row, and a class.
-    pub(crate) fn new(
-        data: &'a mut [T],
-        [_, positions, vocab]: [usize; 3],
-        batch_stride: usize,
-        class_stride: usize,
-    ) -> Self {
-        ColumnsMut { data, vocab, shape: Shape { positions, batch_stride, class_stride } }
-    }
-
-    fn columns(&self, row: usize) -> Columns<'_, T> {
-        Columns { data: self.data, first: row, shape: self.shape }
-    }
-}
-
-impl<T: Element> ColumnsMut<'_, T> {
-    /// Copies rows to where these rows are.
-    /// They are `stride` apart.
-    fn scatter(&mut self, kernels: Kernels, from: &[T], stride: usize, rows: Range<usize>) {
-        for Segment { row, batch, positions } in self.shape.segments(rows) {
-            let data = &mut self.data[batch * self.shape.batch_stride..];
-            let job = Scatter {
-                from: &from[row * stride..],
-                from_stride: stride,
-                first_class: 0,
-                classes: self.vocab,
-                to: data,
-                class_stride: self.shape.class_stride,
-                positions,
-            };
-            for_each_group(job, &|job: &mut Scatter<'_, T>| job.run(kernels));
-        }
+/// Copies rows, `stride` apart, to where rows `rows` of the columns are.
+fn scatter<T: Element>(
+    kernels: Kernels,
+    from: &[T],
+    stride: usize,
+    to: &mut ColumnsMut<'_, T>,
+    rows: Range<usize>,
+) {
+    let shape = to.shape;
+    for Segment { row, batch, positions } in shape.segments(rows) {
+        let job = Scatter {
+            from: &from[row * stride..],
+            from_stride: stride,
+            first_class: 0,
+            classes: to.vocab,
+            to: &mut to.data[batch * shape.batch_stride..],
+            class_stride: shape.class_stride,
+            positions,
+        };
+        for_each_group(job, &|job: &mut Scatter<'_, T>| job.run(kernels));
     }
 }
 
@@ -337,18 +250,18 @@ fn panels<T: Element>(
         let (head, tail) = work.split_at(range.len());
         work = tail;
         let logits = gathered.as_mut().zip(x).map(|(panel, x)| {
-            x.from(first).gather(kernels, panel.view_mut(range.len()));
+            gather(kernels, x.from(first), panel.view_mut(range.len()));
             panel.view(range.len())
         });
         let output = written.as_mut().zip(to.as_ref()).map(|(panel, to)| {
             if to.read {
-                to.columns.columns(first).gather(kernels, panel.view_mut(range.len()));
+                gather(kernels, to.columns.columns(first), panel.view_mut(range.len()));
             }
             panel.view_mut(range.len())
         });
         head.run(kernels, logits, output);
         if let Some((panel, to)) = written.as_mut().zip(to.as_mut()) {
-            to.columns.scatter(kernels, panel.memory(), panel.stride, range.clone());
+            scatter(kernels, panel.memory(), panel.stride, &mut to.columns, range.clone());
         }
         first = range.end;
     }
@@ -438,6 +351,6 @@ impl<T: Element> Panels<T> for ByOther<'_> {
     fn run(self, kernels: Kernels, x: Option<Logits<'_, T>>, _: Option<LogitsMut<'_, T>>) {
         let ByOther(job) = self;
         let job = compare::Job { other: x.map_or(job.other, T::any), ..job };
-        for_each_group(job, &|job: &mut compare::Job<'_>| kernels.compare(job));
+        for_each_group(job, &|job: &mut compare::Job<'_>| kernels.run(job));
     }
 }

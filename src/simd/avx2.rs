@@ -12,8 +12,7 @@
 //! itself until its fence.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
-use super::stream::Fenced;
-use super::{LANES, Lanes, Lanes64, Simd, Simd64};
+use super::vectors::{Fenced, LANES, Lanes, Lanes64, Simd, Simd64, backend_instructions};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -115,6 +114,8 @@ unsafe fn transpose_8x8(v: [__m256; 8]) -> [__m256; 8] {
     }
     out
 }
+
+backend_instructions!(Avx2, unsafe { Avx2::new() }, "avx2", "fma", "f16c");
 
 impl Simd for Avx2 {
     type V = Pair;

@@ -12,8 +12,7 @@
 //! itself until its fence.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
-use super::stream::Fenced;
-use super::{LANES, Lanes, Lanes64, Simd, Simd64};
+use super::vectors::{Fenced, LANES, Lanes, Lanes64, Simd, Simd64, backend_instructions};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -72,6 +71,16 @@ const IN_TURN: [[i32; 16]; 2] = [
     [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23],
     [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31],
 ];
+
+backend_instructions!(
+    Avx512,
+    unsafe { Avx512::new() },
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "fma"
+);
 
 impl Simd for Avx512 {
     type V = __m512;

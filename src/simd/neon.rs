@@ -7,7 +7,7 @@
 //! nor flags); loads and stores go through references to arrays of the right length.
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
-use super::{LANES, Lanes, Lanes64, Simd, Simd64};
+use super::vectors::{LANES, Lanes, Lanes64, Simd, Simd64, backend_instructions};
 use half::{bf16, f16};
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -122,6 +122,8 @@ unsafe fn lane_bits(lanes: [uint32x4_t; 4]) -> u16 {
         vaddvq_u16(half(lanes[0], lanes[1])) | vaddvq_u16(half(lanes[2], lanes[3])) << 8
     }
 }
+
+backend_instructions!(Neon, unsafe { Neon::new() }, "neon");
 
 impl Simd for Neon {
     type V = Quad;

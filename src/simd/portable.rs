@@ -6,14 +6,15 @@
 #![forbid(unsafe_code)]
 
 use super::half::{round_bf16, round_f16, widen_bf16, widen_f16};
-use super::scalar::Scalar;
-use super::{LANES, LANES_64, Lanes, Lanes64, Simd, Simd64};
+use super::vectors::{LANES, LANES_64, Lanes, Lanes64, Simd, Simd64, backend_instructions};
 use half::{bf16, f16};
 use wide::bytemuck::cast;
 use wide::{f32x16, f64x8, u32x16, u64x8};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
+
+backend_instructions!(Portable, Portable);
 
 impl Simd for Portable {
     type V = f32x16;
@@ -142,15 +143,16 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn wide_add(self, sums: [f64; LANES], v: f32x16) -> [f64; LANES] {
-        Scalar.wide_add(sums, v.to_array())
+        let v = v.to_array();
+        std::array::from_fn(|i| sums[i] + f64::from(v[i]))
     }
     #[inline(always)]
     fn wide_scale(self, sums: [f64; LANES], factor: f64) -> [f64; LANES] {
-        Scalar.wide_scale(sums, factor)
+        sums.map(|sum| sum * factor)
     }
     #[inline(always)]
     fn wide_plus(self, a: [f64; LANES], b: [f64; LANES]) -> [f64; LANES] {
-        Scalar.wide_plus(a, b)
+        std::array::from_fn(|i| a[i] + b[i])
     }
     #[inline(always)]
     fn wide_lanes(self, sums: [f64; LANES]) -> [f64; LANES] {

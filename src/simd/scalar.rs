@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::half::{round_bf16, round_f16, widen_bf16, widen_f16};
-use super::{LANES, LANES_64, Lanes, Lanes64, Simd, Simd64};
+use super::vectors::{LANES, LANES_64, Lanes, Lanes64, Simd, Simd64, backend_instructions};
 
 use half::{bf16, f16};
 
@@ -18,6 +18,8 @@ fn map2(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
 fn map3(a: Lanes, b: Lanes, c: Lanes, f: impl Fn(f32, f32, f32) -> f32) -> Lanes {
     std::array::from_fn(|i| f(a[i], b[i], c[i]))
 }
+
+backend_instructions!(Scalar, Scalar);
 
 impl Simd for Scalar {
     type V = Lanes;

@@ -7,7 +7,7 @@
 //! to their memory until it is dropped, and ends with the fence.
 #![forbid(unsafe_code)]
 
-use super::{LANES, LANES_64, Lane, Lanes64, Simd, Simd64};
+use super::vectors::{Fenced, LANES, LANES_64, Lane, Lanes64, Simd, Simd64};
 use std::mem::take;
 
 /// Memory that is streamed to, from its beginning to its end. When this is dropped, it may be used
@@ -73,17 +73,6 @@ impl<'a, S: Simd, T: Streamed<S>> Vectors<'a, S, T> {
         let (taken, left) = take(&mut self.to).split_at_mut(len);
         self.to = left;
         Vectors { s: self.s, to: taken }
-    }
-}
-
-/// The memory of a vector that a [`Streaming`] has: none is made elsewhere.
-pub(crate) struct Fenced<'a, L>(&'a mut L);
-
-impl<'a, L> Fenced<'a, L> {
-    /// For a backend to store to.
-    #[inline(always)]
-    pub(super) fn get(self) -> &'a mut L {
-        self.0
     }
 }
 

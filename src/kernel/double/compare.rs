@@ -8,12 +8,13 @@
 use super::exp::{Parts64, Scale64};
 use super::scan::max_lane;
 use crate::data::logits::Logits;
+use crate::data::masks::{Allowed, AllowedRows};
 use crate::data::targets::TargetRows;
-use crate::dispatch::element::Element;
-use crate::kernel::sum::{BLOCK, ranges};
-use crate::kernel::train::AllowedRows;
-use crate::kernel::transform::{self, Allowed, Staged};
+use crate::kernel::blocks::{BLOCK, ranges};
+use crate::kernel::outputs::split;
+use crate::kernel::transform::{self, Staged};
 use crate::math::{self, Compensated};
+use crate::simd::Op;
 use crate::simd::{LANES_64, Lane, Lanes64, Simd};
 use half::{bf16, f16};
 use std::ops::Range;
@@ -50,11 +51,17 @@ impl<'a> AnyLogits<'a> {
     }
 
     pub(crate) fn split_at(self, row: usize) -> (Self, Self) {
-        fn both<'a, T: Element>((a, b): (Logits<'a, T>, Logits<'a, T>)) -> [AnyLogits<'a>; 2] {
-            [T::any(a), T::any(b)]
+        macro_rules! split {
+            ($($type:ident)*) => {
+                match self {
+                    $(AnyLogits::$type(logits) => {
+                        let (a, b) = logits.split_at(row);
+                        (AnyLogits::$type(a), AnyLogits::$type(b))
+                    })*
+                }
+            };
         }
-        let [a, b] = for_any!(self, logits => both(logits.split_at(row)));
-        (a, b)
+        split!(F32 F64 Bf16 F16)
     }
 
     #[inline(always)]
@@ -515,4 +522,47 @@ fn minus_ln_1m(g: f64) -> f64 {
     }
     let ln = k * LN_2_HI + (k * LN_2_LO + (2.0 * t + 2.0 * t * z * series));
     -(ln + lost / y)
+}
+
+impl<'a> Outputs<'a> {
+    pub(crate) fn split_at(self, row: usize) -> (Self, Self) {
+        let (kl_a, kl_b) = split(self.kl, row);
+        let (reverse_kl_a, reverse_kl_b) = split(self.reverse_kl, row);
+        let (jsd_a, jsd_b) = split(self.jsd, row);
+        let (total_variation_a, total_variation_b) = split(self.total_variation, row);
+        let (base_logprobs_a, base_logprobs_b) = split(self.base_logprobs, row);
+        let (other_logprobs_a, other_logprobs_b) = split(self.other_logprobs, row);
+        let (delta_p_a, delta_p_b) = split(self.delta_p, row);
+        let (same_top_a, same_top_b) = split(self.same_top, row);
+        let a = Outputs {
+            kl: kl_a,
+            reverse_kl: reverse_kl_a,
+            jsd: jsd_a,
+            total_variation: total_variation_a,
+            base_logprobs: base_logprobs_a,
+            other_logprobs: other_logprobs_a,
+            delta_p: delta_p_a,
+            same_top: same_top_a,
+        };
+        let b = Outputs {
+            kl: kl_b,
+            reverse_kl: reverse_kl_b,
+            jsd: jsd_b,
+            total_variation: total_variation_b,
+            base_logprobs: base_logprobs_b,
+            other_logprobs: other_logprobs_b,
+            delta_p: delta_p_b,
+            same_top: same_top_b,
+        };
+        (a, b)
+    }
+}
+
+impl Op for &mut Job<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run(s, self);
+    }
 }

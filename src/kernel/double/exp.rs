@@ -1,6 +1,7 @@
 //! `e^x` as an exact power of two and a small correction: `e^x = s + s * q`, see `kernel/exp.rs`.
 
 use super::scan::{Map, map_lanes};
+use crate::simd::Op;
 use crate::simd::Simd;
 use std::f64::consts::{LN_2, LOG2_E};
 
@@ -117,5 +118,17 @@ impl<S: Simd> Map<S> for Exp<S> {
     fn map(&self, s: S, x: S::D) -> S::D {
         let Parts64 { s: power, q, .. } = self.scale.split(s, x);
         s.dmul_add(power, q, power)
+    }
+}
+
+/// `e^x` of every element, in place.
+pub(crate) struct Exponentials<'a>(pub(crate) &'a mut [f64]);
+
+impl Op for Exponentials<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run(s, self.0);
     }
 }

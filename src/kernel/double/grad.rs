@@ -2,11 +2,13 @@
 
 use super::exp::{Parts64, Scale64};
 use super::scan::padded;
-use crate::kernel::gradient::{Destination, Piece, Store};
+use crate::kernel::gradient::{Destination, Piece};
+use crate::kernel::pass::Store;
 use crate::math::double_double::{Dd, LN_2};
 use crate::math::exp2_int;
-use crate::simd::stream::{self, Part};
-use crate::simd::{LANES_64, Lanes64, Simd};
+use crate::simd::Op;
+use crate::simd::stream::Part;
+use crate::simd::{LANES_64, Lanes64, Simd, stream};
 use std::mem::take;
 use std::slice::from_ref;
 
@@ -307,5 +309,17 @@ fn block<S: Simd, const SUBTRACT: u8, const SLOPE: bool, const ADD: bool>(
         let old = if ADD { s.dload(&to.old()[i]) } else { zero };
         let y = at.calculate::<SUBTRACT, SLOPE, ADD>(s, s.dload(&x[i]), v, slope, old);
         to.put(s, i, y);
+    }
+}
+
+/// The terms of a gradient, to be put in their place.
+pub(crate) struct Terms<'a>(pub(crate) &'a ScaledExp<'a>, pub(crate) Place<'a>);
+
+impl Op for Terms<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        run(s, self.0, self.1);
     }
 }

@@ -1,7 +1,7 @@
 //! What [`super::super::logprobs`] finds, of a row of `f64`. In plain code: engines have logits of 32 bits or fewer.
 
 use crate::kernel::gumbel;
-use crate::kernel::logprobs::Part;
+use crate::kernel::part::Part;
 use crate::kernel::row_stats::{Distribution, NONE};
 use crate::kernel::top::Top;
 use crate::math::{self, Compensated};

@@ -1,7 +1,8 @@
 //! What looks at a slice or changes it element by element.
 
-use crate::kernel::transform::Allowed;
+use crate::data::masks::Allowed;
 use crate::math::double_double::Dd;
+use crate::simd::Op;
 use crate::simd::{LANES_64, Lanes64, Simd};
 
 /// A function of one vector. A trait rather than a closure: a closure cannot be told to be inlined,
@@ -158,4 +159,20 @@ fn add_term<S: Simd, const WEIGHTS: bool>(
     }
     let next = Sum::<S>::exact(s, sum.hi, term.hi);
     Sum { hi: next.hi, lo: s.dadd(sum.lo, s.dadd(next.lo, term.lo)) }
+}
+
+/// The sum of `x - from`, weighted if there are weights.
+pub(crate) struct SumFrom<'a> {
+    pub(crate) x: &'a [f64],
+    pub(crate) weights: Option<&'a [f64]>,
+    pub(crate) from: f64,
+}
+
+impl Op for SumFrom<'_> {
+    type Out = f64;
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> f64 {
+        sum_from(s, self.x, self.weights, self.from)
+    }
 }

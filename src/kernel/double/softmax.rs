@@ -3,9 +3,10 @@
 use super::grad::{ScaledExp, Subtract, scaled_exp};
 use super::scan::{self, Map, map_lanes};
 use super::sum;
+use crate::data::masks::Allowed;
 use crate::kernel::gradient::Piece;
 use crate::kernel::softmax::SoftmaxRow;
-use crate::kernel::transform::{Allowed, Transform};
+use crate::kernel::transform::Transform;
 use crate::simd::Simd;
 
 /// `ln(sum(e^x))`; -inf for nothing but -inf, +inf if there is one, NaN if there is one.
@@ -55,19 +56,19 @@ impl<S: Simd> Map<S> for LogProbability<S> {
     }
 }
 
-impl<S: Simd> SoftmaxRow<S> for f64 {
+impl SoftmaxRow for f64 {
     const MASKED: f64 = f64::NEG_INFINITY;
 
     #[inline(always)]
-    fn softmax(s: S, row: &mut [f64]) {
+    fn softmax<S: Simd>(s: S, row: &mut [f64]) {
         softmax(s, row);
     }
     #[inline(always)]
-    fn log_softmax(s: S, row: &mut [f64]) {
+    fn log_softmax<S: Simd>(s: S, row: &mut [f64]) {
         log_softmax(s, row);
     }
     #[inline(always)]
-    fn logsumexp(s: S, row: &[f64], allowed: Option<Allowed<'_>>) -> f64 {
+    fn logsumexp<S: Simd>(s: S, row: &[f64], allowed: Option<Allowed<'_>>) -> f64 {
         logsumexp(s, row, allowed)
     }
 }

@@ -2,17 +2,19 @@
 
 use super::grad::{ScaledExp, Subtract, scaled_exp};
 use super::{scan, sum};
+use crate::data::masks::Allowed;
 use crate::data::saved::LogSumExp;
+use crate::kernel::blocks::{BLOCK, ranges};
+use crate::kernel::expsum::{ExpSum, Lse};
 use crate::kernel::gradient::Destination;
+use crate::kernel::pass::{Minus, Pass, Place, RowKernel, Weights};
 use crate::kernel::probs::Probs;
-use crate::kernel::sum::{BLOCK, ExpSum, Lse, ranges};
-use crate::kernel::train::{self, Minus, Pass, RowKernel, Weights};
-use crate::kernel::transform::{Allowed, Staged, Transform};
+use crate::kernel::transform::{Staged, Transform};
 use crate::simd::Simd;
 
-impl<S: Simd> RowKernel<S> for f64 {
+impl RowKernel for f64 {
     #[inline(always)]
-    fn pass(
+    fn pass<S: Simd>(
         s: S,
         x: &[f64],
         class: usize,
@@ -41,12 +43,12 @@ impl<S: Simd> RowKernel<S> for f64 {
     }
 
     #[inline(always)]
-    fn transform(_: S, transform: &Transform<'_>, class: usize, x: f64) -> (f64, f64) {
+    fn transform<S: Simd>(_: S, transform: &Transform<'_>, class: usize, x: f64) -> (f64, f64) {
         transform.one(class, x)
     }
 
     #[inline(always)]
-    fn expected(
+    fn expected<S: Simd>(
         s: S,
         x: &[f64],
         transform: &Transform<'_>,
@@ -73,9 +75,9 @@ impl<S: Simd> RowKernel<S> for f64 {
     }
 
     #[inline(always)]
-    fn gradient(
+    fn gradient<S: Simd>(
         s: S,
-        train::Place { x, to: g, store, .. }: train::Place<'_, f64>,
+        Place { x, to: g, store, .. }: Place<'_, f64>,
         transform: &Transform<'_>,
         (a, lse): (f64, Lse),
         minus: &Minus<'_, f64>,
@@ -123,7 +125,7 @@ impl<S: Simd> RowKernel<S> for f64 {
     }
 
     #[inline(always)]
-    fn argmax(s: S, x: &[f64], allowed: Option<Allowed<'_>>) -> usize {
+    fn argmax<S: Simd>(s: S, x: &[f64], allowed: Option<Allowed<'_>>) -> usize {
         match allowed {
             None => scan::argmax(s, x),
             Some(allowed) => scan::masked_argmax(x, allowed),
