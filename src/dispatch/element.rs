@@ -49,7 +49,10 @@ pub(crate) mod sealed {
     use half::slice::HalfFloatSliceExt;
     use half::{bf16, f16};
 
-    /// The kernels of a type: every one is compiled in this crate, never in one that calls it.
+    /// The kernels of a type.
+    ///
+    /// Those that enter kernels are never inlined: every kernel is compiled in this crate, none in one
+    /// that calls it.
     pub trait Element: Number {
         /// Enters the kernels for this type.
         #[doc(hidden)]
@@ -115,15 +118,19 @@ pub(crate) mod sealed {
     /// What all types have.
     macro_rules! kernels {
         ($type:ty, $any:ident) => {
+            #[inline(never)]
             fn train(kernels: Kernels, job: &mut train::Job<'_, $type>) {
                 kernels.run(job);
             }
+            #[inline(never)]
             fn softmax(kernels: Kernels, job: &mut softmax::Job<'_, $type>) {
                 kernels.run(Softmax(job));
             }
+            #[inline(never)]
             fn log_softmax(kernels: Kernels, job: &mut softmax::Job<'_, $type>) {
                 kernels.run(LogSoftmax(job));
             }
+            #[inline(never)]
             fn logsumexp(kernels: Kernels, job: &mut softmax::LogSumExpJob<'_, $type>) {
                 kernels.run(LogSumExp(job));
             }
@@ -140,6 +147,7 @@ pub(crate) mod sealed {
             impl Element for $type {
                 kernels!($type, $any);
 
+                #[inline(never)]
                 fn transpose(kernels: Kernels, job: &mut Transpose<'_, $type>) {
                     $transpose(kernels, job);
                 }
@@ -161,7 +169,7 @@ pub(crate) mod sealed {
 
                 const HAS_FORWARD: bool = true;
 
-                #[inline(always)]
+                #[inline(never)]
                 fn forward(kernels: Kernels, job: &mut forward::Job<'_, $type>) {
                     if job.argmax {
                         kernels.run(forward::WithArgmax(job));
@@ -197,6 +205,7 @@ pub(crate) mod sealed {
     impl Element for f64 {
         kernels!(f64, F64);
 
+        #[inline(never)]
         fn transpose(_: Kernels, job: &mut Transpose<'_, f64>) {
             job.run_scalar();
         }

@@ -10,16 +10,19 @@ use crate::simd::backend::Backend;
 use half::{bf16, f16};
 
 /// `e^x` of every element, in place, for `x <= 88.02`.
+#[inline(never)]
 pub fn exp(backend: Backend, values: &mut [f32]) -> Result<(), Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(exp::Exponentials(values)))
 }
 
 /// The largest element: the time it takes is the limit of every kernel.
+#[inline(never)]
 pub fn read(backend: Backend, values: &[f32]) -> Result<f32, Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(read::Read(values)))
 }
 
 /// Every element times `factor`: the limit of kernels that overwrite their input.
+#[inline(never)]
 pub fn rewrite(backend: Backend, values: &mut [f32], factor: f32) -> Result<(), Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(read::Rewrite(values, factor)))
 }
@@ -27,31 +30,37 @@ pub fn rewrite(backend: Backend, values: &mut [f32], factor: f32) -> Result<(), 
 /// Calls `f` in the floating-point environment that this crate computes in, and gives the caller's
 /// back: for the arithmetic of bindings. `f` runs no code of their callers, and waits for no other
 /// thread.
+#[inline(never)]
 pub fn in_default_float_env<R>(f: impl FnOnce() -> R) -> R {
     crate::simd::float_env::scope(f)
 }
 
 /// All numbers in `f32`.
+#[inline(never)]
 pub fn widen_bf16(backend: Backend, from: &[bf16], to: &mut [f32]) -> Result<(), Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(Widen(from, to)))
 }
 
 /// All numbers in `f32`.
+#[inline(never)]
 pub fn widen_f16(backend: Backend, from: &[f16], to: &mut [f32]) -> Result<(), Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(Widen(from, to)))
 }
 
 /// All numbers rounded.
+#[inline(never)]
 pub fn narrow_bf16(backend: Backend, from: &[f32], to: &mut [bf16]) -> Result<(), Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(Narrow(from, to)))
 }
 
 /// All numbers rounded.
+#[inline(never)]
 pub fn narrow_f16(backend: Backend, from: &[f32], to: &mut [f16]) -> Result<(), Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(Narrow(from, to)))
 }
 
 /// The loss of one row, `target < logits.len()`, without any check of the arguments.
+#[inline(never)]
 pub fn row_loss(backend: Backend, logits: &[f32], target: usize) -> Result<f64, Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(RowLoss(logits, target)))
 }
@@ -67,11 +76,13 @@ pub const EXP_F64_MAX_ULP: f64 = 1.37;
 pub use crate::kernel::double::grad::{Place, ScaledExp, Subtract};
 
 /// [`exp`], for `x <= 709.4`.
+#[inline(never)]
 pub fn exp_f64(backend: Backend, values: &mut [f64]) -> Result<(), Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(double::exp::Exponentials(values)))
 }
 
 /// The sum of `x - from`, weighted if there are weights.
+#[inline(never)]
 pub fn sum_from_f64(
     backend: Backend,
     x: &[f64],
@@ -82,6 +93,7 @@ pub fn sum_from_f64(
 }
 
 /// The terms of a gradient; all slices must be of one length.
+#[inline(never)]
 pub fn scaled_exp_f64(
     backend: Backend,
     terms: &ScaledExp<'_>,

@@ -8,6 +8,7 @@
 use crate::data::columns::{Columns, ColumnsMut, Segment};
 use crate::data::logits::{Logits, LogitsMut};
 use crate::dispatch::element::Element;
+use crate::dispatch::entries;
 use crate::kernel::double::compare::{self, AnyLogits, for_any};
 use crate::kernel::pass::{GradientRows, Store};
 use crate::kernel::transpose::{Outer, Transpose};
@@ -351,6 +352,6 @@ impl<T: Element> Panels<T> for ByOther<'_> {
     fn run(self, kernels: Kernels, x: Option<Logits<'_, T>>, _: Option<LogitsMut<'_, T>>) {
         let ByOther(job) = self;
         let job = compare::Job { other: x.map_or(job.other, T::any), ..job };
-        for_each_group(job, &|job: &mut compare::Job<'_>| kernels.run(job));
+        for_each_group(job, &|job: &mut compare::Job<'_>| entries::compare(kernels, job));
     }
 }

@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use crate::dispatch::element::Element;
+use crate::dispatch::entries;
 use crate::kernel::blocks::CHUNK;
 use crate::kernel::double::compare;
-use crate::kernel::logprobs::Statistics;
 use crate::kernel::part::Part;
 use crate::kernel::row_stats::RowStats;
 use crate::kernel::{forward, softmax, train};
@@ -252,6 +252,7 @@ impl Rows for compare::Job<'_> {
 /// The statistics of some classes of a row, cut into so many parts on threads of their own.
 ///
 /// It is cut at chunks: what is merged is exact, so that the bits do not depend on how often.
+#[inline(never)]
 pub(crate) fn row_stats(kernels: Kernels, part: &Part<'_>, parts: usize, out: &mut RowStats) {
     #[cfg(feature = "rayon")]
     {
@@ -270,5 +271,5 @@ pub(crate) fn row_stats(kernels: Kernels, part: &Part<'_>, parts: usize, out: &m
         }
     }
     let _ = parts;
-    kernels.run(Statistics { part, out });
+    entries::row_stats(kernels, part, out);
 }
