@@ -38,14 +38,14 @@ pub(crate) mod sealed {
     use crate::data::number::Number;
     use crate::kernel::double::compare::AnyLogits;
     use crate::kernel::double::logprobs as double;
-    use crate::kernel::part::{AnyRow, Part};
+    use crate::kernel::part::Part;
     use crate::kernel::row_stats::{Found, NONE, Scratch};
     use crate::kernel::softmax::{self, LogSoftmax, LogSumExp, Softmax};
     use crate::kernel::transform::Transform;
     use crate::kernel::transpose::Transpose;
     use crate::kernel::{forward, train};
     use crate::simd::backend::Kernels;
-    use crate::simd::{Lane, float_env};
+    use crate::simd::{AnyRow, Lane, float_env};
     use half::slice::HalfFloatSliceExt;
     use half::{bf16, f16};
 

@@ -48,3 +48,7 @@ pub(crate) fn max_lane(mut lanes: Lanes) -> f32 {
     }
     lanes[0]
 }
+
+/// How far ahead memory is asked for, in bytes: two pages. The loop keeps the arithmetic units so busy
+/// that few loads of later steps get started by themselves.
+pub(crate) const PREFETCH: usize = 8192;

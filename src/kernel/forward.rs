@@ -2,12 +2,13 @@
 
 use super::outputs::RowSlices;
 use super::row::Row;
-use super::sum::{self, RowSum};
+use super::sum::{self, ConvertedRow, RowSum};
+use super::transform::Transform;
 use crate::data::logits::Logits;
 use crate::data::number::Number;
 use crate::data::targets::TargetRows;
 use crate::simd::Op;
-use crate::simd::{Lane, Simd};
+use crate::simd::{AnyRow, Lane, Simd};
 
 /// A group of rows and where their results go.
 pub(crate) struct Job<'a, T: Number = f32> {
@@ -24,7 +25,13 @@ pub(crate) fn row<S: Simd, T: Lane, const LEVEL: u8>(
     logits: &[T],
     target: usize,
 ) -> (RowSum, f64) {
-    let row = sum::row::<S, T, LEVEL>(s, logits, Some(target));
+    let skip = Some(target);
+    // Short rows of `f32` have no time for a call.
+    let row = if LEVEL == sum::PLAIN && T::IS_CONVERTED {
+        RowSum::plain(s.outlined(ConvertedRow { row: logits, skip }))
+    } else {
+        sum::row::<S, T, LEVEL>(s, logits, skip)
+    };
     let loss = row.sum.loss(S::FUSED, logits[target].widen());
     (row, loss)
 }
@@ -49,7 +56,9 @@ fn argmax<S: Simd, T: Lane>(s: S, logits: &[T], row: &RowSum, target: usize) -> 
 /// The loss of one row and nothing else.
 #[inline(always)]
 fn row_loss<S: Simd>(s: S, logits: &[f32], target: usize) -> f64 {
-    row::<S, f32, { sum::PLAIN }>(s, logits, target).1
+    let identity = &Transform::IDENTITY;
+    let (sum, _) = sum::sum_of(s, AnyRow::F32(logits), Some(target), identity, None);
+    sum.loss(S::FUSED, logits[target])
 }
 
 #[inline(always)]

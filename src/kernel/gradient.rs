@@ -7,11 +7,11 @@ use super::blocks::{BLOCK, ranges};
 use super::exp::{Map, Scale, map_lanes, max_exponent};
 use super::expsum::Lse;
 use super::pass::{Minus, Place, Store};
+use super::probs::StageProbs;
 use super::transform::{Staged, Transform, ZeroBelow, has_subnormals, narrow, stage};
 use crate::math;
-use crate::simd::stream::Part;
-use crate::simd::stream::{Streamed, Streaming, Vectors};
-use crate::simd::{LANES, Lane, Simd};
+use crate::simd::stream::{Part, Streamed, Streaming, Vectors};
+use crate::simd::{LANES, Lane, Local, Simd};
 use std::f64::consts::{LN_2, LOG2_E};
 use std::mem::take;
 
@@ -79,6 +79,15 @@ const ADD: u8 = 1;
 /// The logits are where the gradient goes.
 const IN_PLACE: u8 = 2;
 
+/// Which of the first three it takes.
+fn subtract_of(minus: &Minus<'_, f32>) -> u8 {
+    match minus {
+        Minus::Nothing => NOTHING,
+        Minus::Constant(_) => CONSTANT,
+        Minus::Weights(..) | Minus::Probs(..) => VALUES,
+    }
+}
+
 /// `a e^(x - lse) - b v`
 struct Scaled<S: Simd> {
     scale: Scale<S>,
@@ -143,13 +152,12 @@ const LARGEST: i32 = 122;
 /// A factor whose product with any normal number is beyond `f32`, and whose quotient by `2^LARGEST` is not.
 const BEYOND: f64 = 3e74;
 
-/// One stretch of a row: where its elements come from. `values` and `slopes` are as long as what is written
-/// where the loop reads them, as is `from` unless the logits are there.
+/// One stretch of a row: where its elements come from. `values` are as long as what is written where the loop
+/// reads them, as is `from` unless the logits are there.
 #[derive(Clone, Copy)]
 struct Stretch<'a, T = f32> {
     from: &'a [T],
     values: &'a [f32],
-    slopes: &'a [f32],
 }
 
 /// The beginning of a slice that is read, nothing of one that is not.
@@ -159,9 +167,9 @@ fn vectors<T>(used: bool, slice: &[T], len: usize) -> (&[[T; LANES]], &[T]) {
     slice.as_chunks::<LANES>()
 }
 
-impl<T: Lane> Stretch<'_, T> {
+impl<'a, T: Lane> Stretch<'a, T> {
     #[inline(always)]
-    fn run<S: Simd, const SUBTRACT: u8, const SLOPE: bool, const STORE: u8>(
+    fn run<S: Simd, const SUBTRACT: u8, const STORE: u8>(
         self,
         s: S,
         scaled: &Scaled<S>,
@@ -170,7 +178,6 @@ impl<T: Lane> Stretch<'_, T> {
         let len = to.len();
         let (from, from_rest) = vectors(STORE != IN_PLACE, self.from, len);
         let (values, values_rest) = vectors(SUBTRACT == VALUES, self.values, len);
-        let (slopes, slopes_rest) = vectors(SLOPE, self.slopes, len);
         let (to, to_rest) = to.as_chunks_mut::<LANES>();
         let zero = s.splat(0.0);
         for i in 0..to.len() {
@@ -179,21 +186,18 @@ impl<T: Lane> Stretch<'_, T> {
             let x = T::load(s, x);
             let v = if SUBTRACT == VALUES { s.load(&values[i]) } else { zero };
             let mut g = scaled.at::<SUBTRACT>(s, x, v);
-            if SLOPE {
-                g = s.mul(g, s.load(&slopes[i]));
-            }
             if STORE == ADD {
                 g = s.add(T::load(s, &to[i]), g);
             }
             T::store(s, &mut to[i], g);
         }
-        let rest = Stretch { from: from_rest, values: values_rest, slopes: slopes_rest };
-        rest.part_of_a_vector::<S, SUBTRACT, SLOPE, STORE>(s, scaled, to_rest);
+        let rest = Stretch { from: from_rest, values: values_rest };
+        rest.part_of_a_vector(s, scaled, SUBTRACT, STORE, to_rest);
     }
 
     /// As [`Stretch::run`], of vectors that go past the caches.
     #[inline(always)]
-    fn stream<S: Simd, const SUBTRACT: u8, const SLOPE: bool>(
+    fn stream<S: Simd, const SUBTRACT: u8>(
         self,
         s: S,
         scaled: &Scaled<S>,
@@ -202,47 +206,27 @@ impl<T: Lane> Stretch<'_, T> {
         let len = to.len() * LANES;
         let (from, _) = vectors(true, self.from, len);
         let (values, _) = vectors(SUBTRACT == VALUES, self.values, len);
-        let (slopes, _) = vectors(SLOPE, self.slopes, len);
         let zero = s.splat(0.0);
         for i in 0..to.len() {
             s.prefetch_far(from[i].as_ptr().wrapping_add(scaled.ahead));
             let v = if SUBTRACT == VALUES { s.load(&values[i]) } else { zero };
-            let mut g = scaled.at::<SUBTRACT>(s, T::load(s, &from[i]), v);
-            if SLOPE {
-                g = s.mul(g, s.load(&slopes[i]));
-            }
-            to.put(i, g);
+            to.put(i, scaled.at::<SUBTRACT>(s, T::load(s, &from[i]), v));
         }
     }
 
-    /// Up to a vector.
+    /// Up to a vector: for all loops, as it is short.
     #[inline(always)]
-    fn part_of_a_vector<S: Simd, const SUBTRACT: u8, const SLOPE: bool, const STORE: u8>(
+    fn part_of_a_vector<S: Simd>(
         self,
         s: S,
         scaled: &Scaled<S>,
+        subtract: u8,
+        store: u8,
         to: &mut [T],
     ) {
-        fn lanes<T: Lane>(part: &[T]) -> [T; LANES] {
-            let mut lanes = [T::default(); LANES];
-            lanes[..part.len()].copy_from_slice(part);
-            lanes
+        if !to.is_empty() {
+            s.outlined(PartOfAVector { stretch: self, scaled, subtract, store, to });
         }
-        if to.is_empty() {
-            return;
-        }
-        let x = lanes(if STORE == IN_PLACE { to } else { self.from });
-        let v = if SUBTRACT == VALUES { lanes(self.values) } else { [0.0; LANES] };
-        let mut g = scaled.at::<SUBTRACT>(s, T::load(s, &x), s.load(&v));
-        if SLOPE {
-            g = s.mul(g, s.load(&lanes(self.slopes)));
-        }
-        if STORE == ADD {
-            g = s.add(T::load(s, &lanes(to)), g);
-        }
-        let mut last = [T::default(); LANES];
-        T::store(s, &mut last, g);
-        to.copy_from_slice(&last[..to.len()]);
     }
 
     /// The first elements of what is not empty, and the rest.
@@ -252,15 +236,11 @@ impl<T: Lane> Stretch<'_, T> {
         }
         let (from, from_rest) = split(self.from, mid);
         let (values, values_rest) = split(self.values, mid);
-        let (slopes, slopes_rest) = split(self.slopes, mid);
-        (
-            Stretch { from, values, slopes },
-            Stretch { from: from_rest, values: values_rest, slopes: slopes_rest },
-        )
+        (Stretch { from, values }, Stretch { from: from_rest, values: values_rest })
     }
 
     #[inline(always)]
-    fn with_store<S: Simd, const SUBTRACT: u8, const SLOPE: bool>(
+    fn with_store<S: Simd, const SUBTRACT: u8>(
         self,
         s: S,
         scaled: &Scaled<S>,
@@ -268,121 +248,145 @@ impl<T: Lane> Stretch<'_, T> {
         in_place: bool,
     ) {
         match to {
-            Piece::Plain(to) if in_place => self.run::<S, SUBTRACT, SLOPE, IN_PLACE>(s, scaled, to),
-            Piece::Plain(to) => self.run::<S, SUBTRACT, SLOPE, PLAIN>(s, scaled, to),
-            Piece::Add(to) => self.run::<S, SUBTRACT, SLOPE, ADD>(s, scaled, to),
+            Piece::Plain(to) if in_place => self.run::<S, SUBTRACT, IN_PLACE>(s, scaled, to),
+            Piece::Plain(to) => self.run::<S, SUBTRACT, PLAIN>(s, scaled, to),
+            Piece::Add(to) => self.run::<S, SUBTRACT, ADD>(s, scaled, to),
             Piece::Stream(Part { head, vectors, tail }) => {
                 let (first, rest) = self.split_at(head.len());
                 let (lines, last) = rest.split_at(vectors.len() * LANES);
-                first.part_of_a_vector::<S, SUBTRACT, SLOPE, PLAIN>(s, scaled, head);
-                lines.stream::<S, SUBTRACT, SLOPE>(s, scaled, vectors);
-                last.part_of_a_vector::<S, SUBTRACT, SLOPE, PLAIN>(s, scaled, tail);
+                first.part_of_a_vector(s, scaled, SUBTRACT, PLAIN, head);
+                lines.stream::<S, SUBTRACT>(s, scaled, vectors);
+                last.part_of_a_vector(s, scaled, SUBTRACT, PLAIN, tail);
             }
         }
     }
 }
 
-impl Stretch<'_> {
-    /// The loop for what is there.
+/// [`Stretch::part_of_a_vector`].
+struct PartOfAVector<'a, S: Simd, T> {
+    stretch: Stretch<'a, T>,
+    scaled: &'a Scaled<S>,
+    subtract: u8,
+    store: u8,
+    to: &'a mut [T],
+}
+
+impl<S: Simd, T: Lane> Local<S> for PartOfAVector<'_, S, T> {
+    type Out = ();
+
     #[inline(always)]
-    fn dispatch<S: Simd>(
-        self,
-        s: S,
-        scaled: &Scaled<S>,
-        minus: &Minus<'_, f32>,
-        to: Piece<'_, S, f32>,
-        in_place: bool,
-    ) {
-        match (minus, self.slopes.is_empty()) {
-            (Minus::Nothing, true) => self.with_store::<S, NOTHING, false>(s, scaled, to, in_place),
-            (Minus::Nothing, false) => self.with_store::<S, NOTHING, true>(s, scaled, to, false),
-            (Minus::Constant(_), true) => {
-                self.with_store::<S, CONSTANT, false>(s, scaled, to, in_place)
+    fn on(self, s: S) {
+        fn lanes<T: Lane>(part: &[T]) -> [T; LANES] {
+            let mut lanes = [T::default(); LANES];
+            lanes[..part.len()].copy_from_slice(part);
+            lanes
+        }
+        let PartOfAVector { stretch, scaled, subtract, store, to } = self;
+        let x = T::load(s, &lanes(if store == IN_PLACE { to } else { stretch.from }));
+        let mut g = match subtract {
+            NOTHING => scaled.at::<NOTHING>(s, x, x),
+            CONSTANT => scaled.at::<CONSTANT>(s, x, x),
+            _ => scaled.at::<VALUES>(s, x, s.load(&lanes(stretch.values))),
+        };
+        if store == ADD {
+            g = s.add(T::load(s, &lanes(to)), g);
+        }
+        let mut last = [T::default(); LANES];
+        T::store(s, &mut last, g);
+        to.copy_from_slice(&last[..to.len()]);
+    }
+}
+
+/// Up to a block of staged logits: `(a p - minus) slope`, in place. One for all types, and as the loops are few, all
+/// of them have a slope.
+struct StagedBlock<'a, S: Simd> {
+    scaled: &'a Scaled<S>,
+    subtract: u8,
+    z: &'a mut Staged<f32>,
+    /// All of them, or none, if they are not subtracted.
+    values: &'a [f32],
+    slopes: &'a Staged<f32>,
+    len: usize,
+}
+
+impl<S: Simd> Local<S> for StagedBlock<'_, S> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on(self, s: S) {
+        let StagedBlock { scaled, subtract, z, values, slopes, len } = self;
+        scaled.move_to_origin(s, &mut z.0[..len]);
+        // What is left of the buffers is computed too: there is no part of a vector.
+        let (z, _) = z.0.as_chunks_mut::<LANES>();
+        let (slopes, _) = slopes.0.as_chunks::<LANES>();
+        let z = &mut z[..len.div_ceil(LANES)];
+        match subtract {
+            NOTHING => {
+                for (z, slope) in z.iter_mut().zip(slopes) {
+                    let x = s.load(z);
+                    s.store(z, s.mul(scaled.at::<NOTHING>(s, x, x), s.load(slope)));
+                }
             }
-            (Minus::Constant(_), false) => {
-                self.with_store::<S, CONSTANT, true>(s, scaled, to, false)
+            CONSTANT => {
+                for (z, slope) in z.iter_mut().zip(slopes) {
+                    let x = s.load(z);
+                    s.store(z, s.mul(scaled.at::<CONSTANT>(s, x, x), s.load(slope)));
+                }
             }
-            (Minus::Weights(..) | Minus::Probs(..), true) => {
-                self.with_store::<S, VALUES, false>(s, scaled, to, in_place)
-            }
-            (Minus::Weights(..) | Minus::Probs(..), false) => {
-                self.with_store::<S, VALUES, true>(s, scaled, to, false)
+            _ => {
+                let (values, rest) = values.as_chunks::<LANES>();
+                let mut last = [0.0; LANES];
+                last[..rest.len()].copy_from_slice(rest);
+                for (i, (z, slope)) in z.iter_mut().zip(slopes).enumerate() {
+                    let v = s.load(values.get(i).unwrap_or(&last));
+                    let g = scaled.at::<VALUES>(s, s.load(z), v);
+                    s.store(z, s.mul(g, s.load(slope)));
+                }
             }
         }
+    }
+}
+
+/// What was staged, where it goes.
+struct Put<'a, S: Simd, T: Streamed<S>> {
+    from: &'a [f32],
+    to: Piece<'a, S, T>,
+}
+
+impl<S: Simd, T: Lane> Local<S> for Put<'_, S, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on(self, s: S) {
+        let Put { from, to } = self;
+        let to = match to {
+            Piece::Plain(to) => to,
+            Piece::Add(to) => return narrow(s, from, to, true),
+            Piece::Stream(Part { head, mut vectors, tail }) => {
+                let (first, from) = from.split_at(head.len());
+                let (lines, last) = from.as_chunks::<LANES>();
+                for i in 0..vectors.len() {
+                    vectors.put(i, s.load(&lines[i]));
+                }
+                for (to, from) in [(head, first), (tail, last)] {
+                    for (to, &from) in to.iter_mut().zip(from) {
+                        *to = T::round(f64::from(from));
+                    }
+                }
+                return;
+            }
+        };
+        narrow(s, from, to, false);
     }
 }
 
 /// The gradient of one row by its logits.
 ///
 /// The factors `a` and `b` contain the derivative of scale and temperature, but not that of the softcap.
+/// Logits as they are have a loop of their own; of types that have to be converted only those from which
+/// nothing is subtracted. All others are staged, and computed a block at a time.
 #[inline(always)]
-pub(crate) fn row<S: Simd>(
-    s: S,
-    Place { x, to: g, store, ahead }: Place<'_, f32>,
-    transform: &Transform<'_>,
-    (a, lse): (f64, Lse),
-    minus: &Minus<'_, f32>,
-) {
-    if !lse.value().is_finite() || a.is_nan() {
-        g.fill(f32::NAN);
-        return;
-    }
-    let b = match *minus {
-        Minus::Nothing => 0.0,
-        Minus::Constant(b) => -b,
-        Minus::Weights(b, _) | Minus::Probs(b, _) => b,
-    };
-    let mut scaled = Scaled::<S>::new(s, a, lse, b, ahead);
-    let whole = match *minus {
-        Minus::Nothing | Minus::Constant(_) => Some(&[][..]),
-        Minus::Weights(_, values) => Some(values),
-        Minus::Probs(_, probs) => probs.as_they_are(),
-    };
-    let is_careful = has_subnormals(s, x.unwrap_or(g));
-    let as_it_is = transform.is_identity() && scaled.origin == 0.0 && !is_careful;
-    let (len, in_place) = (g.len(), x.is_none());
-    let mut to = Destination::new(s, store, in_place, g);
-    if let Some(values) = whole.filter(|_| as_it_is) {
-        let stretch = Stretch { from: x.unwrap_or(&[]), values, slopes: &[] };
-        return stretch.dispatch(s, &scaled, minus, to.next(len), in_place);
-    }
-    // What is staged is not what memory is to be asked for.
-    scaled.ahead = 0;
-    let (mut z, mut slopes) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
-    let mut values = Staged([0.0; BLOCK]);
-    for block in ranges(0..len, BLOCK) {
-        let len = block.len();
-        let to = to.next(len);
-        let x = match x {
-            Some(x) => &x[block.clone()],
-            None => to.old(),
-        };
-        for line in x.chunks(LANES) {
-            s.prefetch_far(line.as_ptr().wrapping_add(ahead));
-        }
-        let softcap = transform.softcap.is_some();
-        stage(s, transform, block.start, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
-        scaled.move_to_origin(s, &mut z.0[..len]);
-        let values = match (minus, whole) {
-            (Minus::Probs(_, probs), None) => {
-                probs.stage(block.clone(), &mut values.0[..len]);
-                &values.0[..len]
-            }
-            (_, Some([]) | None) => &[],
-            (_, Some(values)) => &values[block],
-        };
-        let slopes = if softcap { &slopes.0[..len] } else { &[] };
-        let stretch = Stretch { from: &z.0[..len], values, slopes };
-        stretch.dispatch(s, &scaled, minus, to, false);
-    }
-}
-
-/// As [`row`], for elements that have to be converted.
-///
-/// The gradient of the plain loss is computed in one loop; what takes more is staged and computed as for
-/// `f32`, a block at a time, and then rounded.
-#[inline(always)]
-pub(crate) fn converted_row<S: Simd, T: Lane>(
+pub(crate) fn row<S: Simd, T: Lane>(
     s: S,
     Place { x, to: g, store, ahead }: Place<'_, T>,
     transform: &Transform<'_>,
@@ -398,46 +402,61 @@ pub(crate) fn converted_row<S: Simd, T: Lane>(
         Minus::Constant(b) => -b,
         Minus::Weights(b, _) | Minus::Probs(b, _) => b,
     };
-    let scaled = Scaled::<S>::new(s, a, lse, b, ahead);
-    if let Minus::Nothing = minus
-        && transform.is_identity()
-        && scaled.origin == 0.0
-        && !has_subnormals(s, x.unwrap_or(g))
-    {
-        let stretch = Stretch { from: x.unwrap_or(&[]), values: &[], slopes: &[] };
-        let (len, in_place) = (g.len(), x.is_none());
-        let mut to = Destination::new(s, store, in_place, g);
-        return stretch.with_store::<S, NOTHING, false>(s, &scaled, to.next(len), in_place);
+    let mut scaled = Scaled::<S>::new(s, a, lse, b, ahead);
+    let is_careful = has_subnormals(s, x.unwrap_or(g));
+    let as_it_is = transform.is_identity() && scaled.origin == 0.0 && !is_careful;
+    let whole = match *minus {
+        _ if !as_it_is => None,
+        Minus::Nothing => Some(&[][..]),
+        _ if T::IS_CONVERTED => None,
+        Minus::Constant(_) => Some(&[][..]),
+        Minus::Weights(_, values) => Some(values),
+        Minus::Probs(_, probs) => probs.as_they_are(),
+    };
+    let (len, in_place) = (g.len(), x.is_none());
+    let mut to = Destination::new(s, store, in_place, g);
+    if let Some(values) = whole {
+        let stretch = Stretch { from: x.unwrap_or(&[]), values };
+        let to = to.next(len);
+        return match minus {
+            Minus::Nothing => stretch.with_store::<S, NOTHING>(s, &scaled, to, in_place),
+            // Decided above; here the loops are left out.
+            _ if T::IS_CONVERTED => {}
+            Minus::Constant(_) => stretch.with_store::<S, CONSTANT>(s, &scaled, to, in_place),
+            _ => stretch.with_store::<S, VALUES>(s, &scaled, to, in_place),
+        };
     }
-    let (mut z, mut slopes) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
-    let (mut values, mut out) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
-    for block in ranges(0..g.len(), BLOCK) {
+    // What is staged is not what memory is to be asked for.
+    scaled.ahead = 0;
+    let (mut z, mut slopes) = (Staged([0.0; BLOCK]), Staged([1.0; BLOCK]));
+    let mut values = Staged([0.0; BLOCK]);
+    for block in ranges(0..len, BLOCK) {
         let len = block.len();
+        let to = to.next(len);
         let x = match x {
             Some(x) => &x[block.clone()],
-            None => &g[block.clone()],
+            None => to.old(),
         };
         for line in x.chunks(LANES * T::PER_LINE) {
             s.prefetch_far(line.as_ptr().wrapping_add(ahead));
         }
-        let softcap = transform.softcap.is_some();
-        stage(s, transform, block.start, x, &mut z.0, softcap.then_some(&mut slopes.0[..]));
-        scaled.move_to_origin(s, &mut z.0[..len]);
+        let slope = transform.softcap.is_some().then_some(&mut slopes.0[..]);
+        stage(s, transform, block.start, x, &mut z.0, slope);
         let values = match *minus {
             Minus::Nothing | Minus::Constant(_) => &[],
-            Minus::Weights(_, values) => &values[block.clone()],
+            Minus::Weights(_, values) => &values[block],
             Minus::Probs(_, probs) => match probs.as_they_are() {
-                Some(values) => &values[block.clone()],
+                Some(values) => &values[block],
                 None => {
-                    probs.stage(block.clone(), &mut values.0[..len]);
+                    s.outlined(StageProbs { probs, block, v: &mut values.0[..len] });
                     &values.0[..len]
                 }
             },
         };
-        let slopes = if softcap { &slopes.0[..len] } else { &[] };
-        let stretch = Stretch { from: &z.0[..len], values, slopes };
-        stretch.dispatch(s, &scaled, minus, Piece::Plain(&mut out.0[..len]), false);
-        narrow(s, &out.0[..len], &mut g[block], store == Store::Add);
+        let subtract = subtract_of(minus);
+        let (scaled, z_block, slopes) = (&scaled, &mut z, &slopes);
+        s.outlined(StagedBlock { scaled, subtract, z: z_block, values, slopes, len });
+        s.outlined(Put { from: &z.0[..len], to });
     }
 }
 

@@ -7,15 +7,15 @@
 use super::blocks::{BLOCK, CHUNK, STEP, Step, as_steps, max_lane, padded, ranges};
 use super::expsum::ExpSum;
 use super::gumbel;
-use super::part::{AnyRow, Draw, Part, Wanted};
+use super::part::{Draw, Part, Wanted};
 use super::row_stats::{Drawn, NONE, RowStats};
-use super::sum::{self, BlockSum, Center, ChunkSum, Steps, sum_steps};
+use super::sum::{self, BlockSum, Careful, Center, ChunkSum, Steps, sum_steps};
 use super::top::{MAX_TOP_K, Top};
 use super::total::Moments;
-use super::transform::{Staged, Transform, stage_cooled, stage_raw, widen};
+use super::transform::{Staged, Transform, stage_cooled, stage_raw, widen_any};
 use crate::math;
 use crate::simd::Op;
-use crate::simd::{LANES, Lane, Simd};
+use crate::simd::{AnyRow, LANES, Local, Simd};
 use std::ops::Range;
 
 impl Part<'_> {
@@ -36,12 +36,19 @@ impl Part<'_> {
         staged: &mut Staged<f32>,
         raw: Option<&mut Staged<f32>>,
     ) {
+        s.outlined(StagePart { part: self, block, staged, raw });
+    }
+
+    #[inline(always)]
+    fn stage_here<S: Simd>(
+        &self,
+        s: S,
+        block: Range<usize>,
+        staged: &mut Staged<f32>,
+        raw: Option<&mut Staged<f32>>,
+    ) {
         let z = &mut staged.0[..block.len()];
-        match self.row {
-            AnyRow::F32(x) => ahead_and_widen(s, &x[block.clone()], z),
-            AnyRow::Bf16(x) => ahead_and_widen(s, &x[block.clone()], z),
-            AnyRow::F16(x) => ahead_and_widen(s, &x[block.clone()], z),
-        }
+        widen_any(s, self.row, block.clone(), z);
         stage_raw(s, &self.transform, block.start, z, None);
         if let Some(raw) = raw {
             raw.0[..block.len()].copy_from_slice(z);
@@ -51,10 +58,22 @@ impl Part<'_> {
     }
 }
 
-#[inline(always)]
-fn ahead_and_widen<S: Simd, T: Lane>(s: S, x: &[T], z: &mut [f32]) {
-    sum::prefetch_ahead(s, x);
-    widen(s, x, z);
+/// [`Part::stage`], for all types.
+struct StagePart<'a> {
+    part: &'a Part<'a>,
+    block: Range<usize>,
+    staged: &'a mut Staged<f32>,
+    raw: Option<&'a mut Staged<f32>>,
+}
+
+impl Op for StagePart<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        let StagePart { part, block, staged, raw } = self;
+        part.stage_here(s, block, staged, raw);
+    }
 }
 
 /// The sums over a chunk while it is being read, and over its block with the largest element.
@@ -101,6 +120,19 @@ impl<S: Simd> Chunk<S> {
         level: u8,
         bound: f32,
     ) -> (u32, Option<BlockSum<S>>) {
+        s.outlined(AddBlock { to: self, steps, block, start, level, bound })
+    }
+
+    #[inline(always)]
+    fn add_block_here(
+        &mut self,
+        s: S,
+        steps: &Steps<'_, f32>,
+        block: Range<usize>,
+        start: usize,
+        level: u8,
+        bound: f32,
+    ) -> (u32, Option<BlockSum<S>>) {
         let mut looked = false;
         if self.sum.is_off(steps, block.clone()) {
             if !self.look(s, steps, block.clone()) {
@@ -116,8 +148,8 @@ impl<S: Simd> Chunk<S> {
             let at = &self.sum.at;
             let center = Center::new::<S>(self.center, at);
             macro_rules! sum {
-                ($careful:literal, $level:expr) => {
-                    sum_steps::<S, f32, $careful, { $level }>(
+                ($level:expr) => {
+                    sum_steps::<S, f32, false, { $level }>(
                         s,
                         steps,
                         block.clone(),
@@ -128,12 +160,13 @@ impl<S: Simd> Chunk<S> {
                 };
             }
             let block_sum = match (level, careful) {
-                (sum::SECOND, false) => sum!(false, sum::SECOND),
-                (sum::SECOND, true) => sum!(true, sum::SECOND),
-                (sum::FIRST, false) => sum!(false, sum::FIRST),
-                (sum::FIRST, true) => sum!(true, sum::FIRST),
-                (_, false) => sum!(false, sum::STEPS),
-                (_, true) => sum!(true, sum::STEPS),
+                (_, true) => {
+                    let block = block.clone();
+                    s.outlined(Careful::<f32, true> { steps, block, at, center, bound })
+                }
+                (sum::SECOND, false) => sum!(sum::SECOND),
+                (sum::FIRST, false) => sum!(sum::FIRST),
+                (_, false) => sum!(sum::STEPS),
             };
             if looked || block_sum.fits(s) {
                 self.sum.moved = looked;
@@ -218,6 +251,26 @@ impl<S: Simd> Chunk<S> {
     }
 }
 
+/// [`Chunk::add_block`], compiled once: it has the loops of all levels.
+struct AddBlock<'a, 'r, S: Simd> {
+    to: &'a mut Chunk<S>,
+    steps: &'a Steps<'r, f32>,
+    block: Range<usize>,
+    start: usize,
+    level: u8,
+    bound: f32,
+}
+
+impl<S: Simd> Local<S> for AddBlock<'_, '_, S> {
+    type Out = (u32, Option<BlockSum<S>>);
+
+    #[inline(always)]
+    fn on(self, s: S) -> Self::Out {
+        let AddBlock { to, steps, block, start, level, bound } = self;
+        to.add_block_here(s, steps, block, start, level, bound)
+    }
+}
+
 /// Moments around a point `by` further down.
 #[inline(always)]
 fn moved<S: Simd>(s: S, [sum, first, second]: [S::Wide; 3], by: f64) -> [S::Wide; 2] {
@@ -241,6 +294,22 @@ fn add_moments<S: Simd>(
     sums
 }
 
+/// [`ChunkSums::new`].
+struct EndOfChunk<'a, S: Simd> {
+    sums: &'a Chunk<S>,
+    chunk: Range<usize>,
+    level: u8,
+}
+
+impl<S: Simd> Local<S> for EndOfChunk<'_, S> {
+    type Out = ChunkSums;
+
+    #[inline(always)]
+    fn on(self, s: S) -> ChunkSums {
+        ChunkSums::new_here(s, self.sums, self.chunk, self.level)
+    }
+}
+
 /// Sums over a whole chunk, and without its largest element.
 struct ChunkSums {
     to: ExpSum,
@@ -254,6 +323,11 @@ struct ChunkSums {
 impl ChunkSums {
     #[inline(always)]
     fn new<S: Simd>(s: S, sums: &Chunk<S>, chunk: Range<usize>, level: u8) -> Self {
+        s.outlined(EndOfChunk { sums, chunk, level })
+    }
+
+    #[inline(always)]
+    fn new_here<S: Simd>(s: S, sums: &Chunk<S>, chunk: Range<usize>, level: u8) -> Self {
         let at = sums.sum.at;
         // As `ChunkSum::finish`.
         let to = ExpSum { exponent: at.exponent.max(sums.sum.top), ..at };
@@ -299,7 +373,13 @@ impl ChunkSums {
         let best = block.start + at;
         let steps = Steps::new(&staged.0, None);
         let all = 0..BLOCK / STEP;
-        let sum = sum_steps::<S, f32, true, { sum::SECOND }>(s, &steps, all, &self.to, center, 0.0);
+        let sum = s.outlined(Careful::<f32, true> {
+            steps: &steps,
+            block: all,
+            at: &self.to,
+            center,
+            bound: 0.0,
+        });
         let zero = s.wide_zero();
         let [first, second] = add_moments(s, [zero; 2], &sum, center);
         let mut rest = total(s, [sum.add_to(s, zero), first, second], 1.0, sum::SECOND);

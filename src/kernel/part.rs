@@ -2,16 +2,8 @@
 
 use super::gumbel::Key;
 use super::transform::Transform;
-use half::{bf16, f16};
+use crate::simd::AnyRow;
 use std::ops::Range;
-
-/// A row of a type that is computed in `f32`.
-#[derive(Clone, Copy)]
-pub(crate) enum AnyRow<'a> {
-    F32(&'a [f32]),
-    Bf16(&'a [bf16]),
-    F16(&'a [f16]),
-}
 
 /// What to find out.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,9 +2,10 @@
 
 use super::blocks::{BLOCK, Step, as_steps, padded, ranges};
 use super::expsum::Lse;
-use super::transform::{Staged, Transform, stage};
+use super::transform::{Staged, Transform, stage_any};
+use crate::data::number::Real;
 use crate::data::targets::Given;
-use crate::simd::{Lane, Lanes, Simd};
+use crate::simd::{AnyRow, Lanes, Op, Simd};
 use std::ops::Range;
 
 /// The probabilities of one row, with what becomes of them: `v[j] = w[j] ((1 - e) t[j] + e / V)`.
@@ -91,41 +92,63 @@ impl<'a, R: crate::Real> Probs<'a, R> {
     }
 }
 
-/// `sum(v)` and `sum(v (lse - z))`, where a `v` of 0 counts as 0 whatever its `z` is.
-#[inline(always)]
-pub(crate) fn expected<S: Simd, T: Lane>(
-    s: S,
-    x: &[T],
-    transform: &Transform<'_>,
-    probs: &Probs<'_, f32>,
-    lse: Lse,
-) -> (f64, f64) {
-    let mut sums = Sums::<S> {
-        hi: s.splat(lse.hi as f32),
-        lo: s.splat(lse.lo as f32),
-        total: s.wide_zero(),
-        loss: s.wide_zero(),
-    };
-    let (mut z, mut v) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
-    for block in ranges(0..x.len(), BLOCK) {
-        let len = block.len();
-        let z = match T::as_f32(&x[block.clone()]) {
-            Some(x) if transform.is_identity() => x,
-            _ => {
-                stage(s, transform, block.start, &x[block.clone()], &mut z.0, None);
-                &z.0[..len]
-            }
-        };
-        let v = match probs.as_they_are() {
-            Some(v) => &v[block],
-            None => {
-                probs.stage(block, &mut v.0[..len]);
-                &v.0[..len]
-            }
-        };
-        sums.add_block(s, z, v);
+/// The `v` of a block of classes: [`Probs::stage`], which is long.
+pub(crate) struct StageProbs<'a, R> {
+    pub(crate) probs: &'a Probs<'a, R>,
+    pub(crate) block: Range<usize>,
+    pub(crate) v: &'a mut [R],
+}
+
+impl<R: Real> Op for StageProbs<'_, R> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, _: S) {
+        self.probs.stage(self.block, self.v);
     }
-    (s.wide_sum(sums.total), s.wide_sum(sums.loss))
+}
+
+/// `sum(v)` and `sum(v (lse - z))`, where a `v` of 0 counts as 0 whatever its `z` is.
+pub(crate) struct Expected<'a> {
+    pub(crate) x: AnyRow<'a>,
+    pub(crate) transform: &'a Transform<'a>,
+    pub(crate) probs: &'a Probs<'a, f32>,
+    pub(crate) lse: Lse,
+}
+
+impl Op for Expected<'_> {
+    type Out = (f64, f64);
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> (f64, f64) {
+        let Expected { x, transform, probs, lse } = self;
+        let mut sums = Sums::<S> {
+            hi: s.splat(lse.hi as f32),
+            lo: s.splat(lse.lo as f32),
+            total: s.wide_zero(),
+            loss: s.wide_zero(),
+        };
+        let (mut z, mut v) = (Staged([0.0; BLOCK]), Staged([0.0; BLOCK]));
+        for block in ranges(0..x.len(), BLOCK) {
+            let len = block.len();
+            let z = match x {
+                AnyRow::F32(x) if transform.is_identity() => &x[block.clone()],
+                _ => {
+                    stage_any(s, transform, x, block.clone(), &mut z.0);
+                    &z.0[..len]
+                }
+            };
+            let v = match probs.as_they_are() {
+                Some(v) => &v[block],
+                None => {
+                    s.outlined(StageProbs { probs, block, v: &mut v.0[..len] });
+                    &v.0[..len]
+                }
+            };
+            sums.add_block(s, z, v);
+        }
+        (s.wide_sum(sums.total), s.wide_sum(sums.loss))
+    }
 }
 
 struct Sums<S: Simd> {

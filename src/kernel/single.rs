@@ -1,50 +1,22 @@
 //! The passes over a row of `f32`, or of `bf16` or `f16`: these are computed in `f32`, with the bits that a row of
 //! `f32` with the same numbers has.
 
+use super::blocks::{BLOCK, ranges};
 use super::expsum::Lse;
 use super::gradient;
 use super::pass::{Minus, Pass, Place, RowKernel, Weights};
-use super::probs::{self, Probs};
+use super::probs::{Expected, Probs};
 use super::sum::{self, Differences};
-use super::transform::{Transform, stage_one};
+use super::transform::{Staged, Transform, stage_any, stage_one};
 use crate::data::masks::Allowed;
 use crate::data::number::Number;
 use crate::data::saved::LogSumExp;
-use crate::simd::{Lane, Simd};
+use crate::simd::{AnyRow, Lane, Op, Simd};
 
 /// A type that is computed in `f32`.
-pub(crate) trait Single: Lane + Number<Real = f32> {
-    /// As [`RowKernel::gradient`]: what needs no conversion has loops of its own.
-    fn gradient<S: Simd>(
-        s: S,
-        place: Place<'_, Self>,
-        transform: &Transform<'_>,
-        scaled: (f64, Lse),
-        minus: &Minus<'_, f32>,
-    );
-}
+pub(crate) trait Single: Lane + Number<Real = f32> {}
 
-macro_rules! singles {
-    ($($type:ty: $gradient:path;)*) => {$(
-        impl Single for $type {
-            #[inline(always)]
-            fn gradient<S: Simd>(
-                s: S,
-                place: Place<'_, Self>,
-                transform: &Transform<'_>,
-                scaled: (f64, Lse),
-                minus: &Minus<'_, f32>,
-            ) {
-                $gradient(s, place, transform, scaled, minus);
-            }
-        }
-    )*};
-}
-singles! {
-    f32: gradient::row;
-    half::bf16: gradient::converted_row;
-    half::f16: gradient::converted_row;
-}
+impl<T: Lane + Number<Real = f32>> Single for T {}
 
 impl<T: Single> RowKernel for T {
     #[inline(always)]
@@ -55,34 +27,7 @@ impl<T: Single> RowKernel for T {
         transform: &Transform<'_>,
         smoothing: Option<Weights<'_, f32>>,
     ) -> Pass {
-        let skip = Some(class).filter(|&class| class < x.len());
-        let one = skip.map(|class| stage_one(s, transform, class, x[class]));
-        let (z, slope) = one.unwrap_or((0.0, 0.0));
-        let from = one.map(|(z, _)| z);
-        let mut extra = smoothing.map(|Weights(weights)| Differences::<S>::new(s, from, weights));
-        let sum = match T::as_f32(x) {
-            Some(x) if transform.is_identity() => {
-                sum::row_and::<S, f32, { sum::PLAIN }>(s, x, skip, &mut extra).sum
-            }
-            _ => sum::transformed_row_and(s, x, skip, transform, &mut extra),
-        };
-        let nll = sum.loss(S::FUSED, z);
-        let mut differences = extra.map_or(0.0, |extra| extra.sum(s));
-        if let Some(Weights(weights)) = smoothing
-            && !differences.is_finite()
-            && z.is_finite()
-            && !sum.is_poisoned()
-        {
-            differences = far_apart(s, x, z, transform, weights);
-        }
-        Pass {
-            nll,
-            lse: sum.lse_with(S::FUSED, z, nll),
-            sum,
-            z: f64::from(z),
-            slope: f64::from(slope),
-            differences,
-        }
+        s.outlined(OnePass { x: T::any(x), class, transform, smoothing })
     }
 
     #[inline(always)]
@@ -99,7 +44,7 @@ impl<T: Single> RowKernel for T {
         probs: &Probs<'_, f32>,
         lse: Lse,
     ) -> (f64, f64) {
-        probs::expected(s, x, transform, probs, lse)
+        s.outlined(Expected { x: T::any(x), transform, probs, lse })
     }
 
     #[inline(always)]
@@ -110,7 +55,7 @@ impl<T: Single> RowKernel for T {
         scaled: (f64, Lse),
         minus: &Minus<'_, f32>,
     ) {
-        <T as Single>::gradient(s, place, transform, scaled, minus);
+        gradient::row(s, place, transform, scaled, minus);
     }
 
     #[inline(always)]
@@ -152,20 +97,70 @@ impl<T: Single> RowKernel for T {
     }
 }
 
-/// `sum(w (z - from))` in `f64`, for logits that are too far apart for [`Differences`]; infinite for a mask.
-#[inline(always)]
-fn far_apart<S: Simd, T: Lane>(
-    s: S,
-    x: &[T],
-    from: f32,
-    transform: &Transform<'_>,
-    weights: Option<&[f32]>,
-) -> f64 {
-    let mut sum = 0.0;
-    for (j, &x) in x.iter().enumerate() {
-        let (z, _) = stage_one(s, transform, j, x);
-        let weight = weights.map_or(1.0, |weights| f64::from(weights[j]));
-        sum += weight * (f64::from(z) - f64::from(from));
+/// The pass over a row of any of the types.
+struct OnePass<'a> {
+    x: AnyRow<'a>,
+    class: usize,
+    transform: &'a Transform<'a>,
+    smoothing: Option<Weights<'a, f32>>,
+}
+
+impl Op for OnePass<'_> {
+    type Out = Pass;
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> Pass {
+        let OnePass { x, class, transform, smoothing } = self;
+        let skip = Some(class).filter(|&class| class < x.len());
+        let one = skip.map(|class| stage_one(s, transform, class, x.get(class)));
+        let (z, slope) = one.unwrap_or((0.0, 0.0));
+        let from = one.map(|(z, _)| z);
+        let differences = smoothing.map(|Weights(weights)| Differences::<S>::new(s, from, weights));
+        let (sum, mut differences) = sum::sum_of(s, x, skip, transform, differences);
+        let nll = sum.loss(S::FUSED, z);
+        if let Some(Weights(weights)) = smoothing
+            && !differences.is_finite()
+            && z.is_finite()
+            && !sum.is_poisoned()
+        {
+            differences = s.outlined(FarApart { x, from: z, transform, weights });
+        }
+        Pass {
+            nll,
+            lse: sum.lse_with(S::FUSED, z, nll),
+            sum,
+            z: f64::from(z),
+            slope: f64::from(slope),
+            differences,
+        }
     }
-    sum
+}
+
+/// `sum(w (z - from))` in `f64`, for logits that are too far apart for [`Differences`]; infinite for a mask.
+struct FarApart<'a> {
+    x: AnyRow<'a>,
+    from: f32,
+    transform: &'a Transform<'a>,
+    weights: Option<&'a [f32]>,
+}
+
+impl Op for FarApart<'_> {
+    type Out = f64;
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> f64 {
+        let FarApart { x, from, transform, weights } = self;
+        let mut staged = Staged([0.0; BLOCK]);
+        let mut sum = 0.0;
+        for block in ranges(0..x.len(), BLOCK) {
+            let start = block.start;
+            let z = &mut staged.0[..block.len()];
+            stage_any(s, transform, x, block, z);
+            for (j, &z) in z.iter().enumerate() {
+                let weight = weights.map_or(1.0, |weights| f64::from(weights[start + j]));
+                sum += weight * (f64::from(z) - f64::from(from));
+            }
+        }
+        sum
+    }
 }

@@ -113,7 +113,7 @@ pub(crate) trait SoftmaxRow: Number {
 #[inline(always)]
 fn masked_sum<S: Simd, T: Lane>(s: S, row: &[T], allowed: Option<Allowed<'_>>) -> ExpSum {
     let mask = Transform { allowed, ..Transform::IDENTITY };
-    sum::transformed_row_and(s, row, None, &mask, &mut ())
+    sum::sum_of(s, T::any(row), None, &mask, None).0
 }
 
 impl<T: Single> SoftmaxRow for T {
@@ -121,7 +121,7 @@ impl<T: Single> SoftmaxRow for T {
 
     #[inline(always)]
     fn softmax<S: Simd>(s: S, row: &mut [T]) {
-        let sum = sum::row::<S, T, { sum::PLAIN }>(s, row, None).sum;
+        let sum = masked_sum(s, row, None);
         probabilities(s, row, &sum);
     }
     #[inline(always)]
@@ -129,16 +129,12 @@ impl<T: Single> SoftmaxRow for T {
         // The largest element is left out of the sum, as the target of a loss is: its own
         // log-probability then keeps its digits when it is close to 0.
         let best = sum::argmax_ignoring_nan(s, row, None);
-        let others = sum::row::<S, T, { sum::PLAIN }>(s, row, Some(best)).sum;
+        let others = sum::sum_of(s, T::any(row), Some(best), &Transform::IDENTITY, None).0;
         log_probabilities(s, row, row[best], &others);
     }
     #[inline(always)]
     fn logsumexp<S: Simd>(s: S, row: &[T], allowed: Option<Allowed<'_>>) -> f32 {
-        let sum = match allowed {
-            None => sum::row::<S, T, { sum::PLAIN }>(s, row, None).sum,
-            Some(_) => masked_sum(s, row, allowed),
-        };
-        sum.ln(S::FUSED) as f32
+        masked_sum(s, row, allowed).ln(S::FUSED) as f32
     }
 }
 

@@ -3,13 +3,13 @@
 //! A row is chunks of 32,768 elements, a chunk is blocks of 1,024 (4 KiB: L1), a block is steps of
 //! four vectors. A chunk has one reference exponent; its statistics are merged in order.
 
-use super::blocks::{BLOCK, CHUNK, STEP, Step, as_steps, max_lane, padded, ranges};
+use super::blocks::{BLOCK, CHUNK, PREFETCH, STEP, Step, as_steps, max_lane, padded, ranges};
 use super::exp::{self, Parts, Scale};
 use super::expsum::{DEPTH, ExpSum, FIELD, HEADROOM};
 use super::total::Total;
-use super::transform::{Staged, Transform, ZeroBelow, has_subnormals, stage, subnormal_bits};
+use super::transform::{Staged, Transform, ZeroBelow, has_subnormals, stage_any, subnormal_bits};
 use crate::data::masks::Allowed;
-use crate::simd::{LANES, Lane, Simd};
+use crate::simd::{AnyRow, LANES, Lane, Local, Op, Simd};
 use std::ops::Range;
 use std::slice::from_ref;
 
@@ -158,10 +158,6 @@ const COARSE: f32 = 1.0 / 32_768.0;
 /// coarse powers are added exactly, and the error of adding anything smaller than `hi` is exact.
 const ANCHOR: f32 = 384.0;
 
-/// How far ahead memory is asked for, in bytes: two pages. The loop keeps the arithmetic units so busy
-/// that few loads of later steps get started by themselves.
-pub(crate) const PREFETCH: usize = 8192;
-
 /// How far ahead the first line of each step is asked for, in bytes: four pages. Of `f32`: a step of 16 bits has
 /// half as many lines for as much arithmetic, and gains nothing by it.
 ///
@@ -250,6 +246,29 @@ fn add_anchored<S: Simd>(s: S, [hi, lost]: [S::V; 2], v: S::V) -> [S::V; 2] {
     // Exact, as |hi| >= |v|.
     let sum = s.add(hi, v);
     [sum, s.add(lost, s.sub(v, s.sub(sum, hi)))]
+}
+
+/// Sums with care, in a function of its own, as few rows need it: the largest element too, or with
+/// `MOMENTS` both moments.
+pub(super) struct Careful<'a, T, const MOMENTS: bool> {
+    pub(super) steps: &'a Steps<'a, T>,
+    pub(super) block: Range<usize>,
+    pub(super) at: &'a ExpSum,
+    pub(super) center: Center,
+    pub(super) bound: f32,
+}
+
+impl<S: Simd, T: Lane, const MOMENTS: bool> Local<S> for Careful<'_, T, MOMENTS> {
+    type Out = BlockSum<S>;
+
+    #[inline(always)]
+    fn on(self, s: S) -> BlockSum<S> {
+        let Careful { steps, block, at, center, bound } = self;
+        if MOMENTS {
+            return sum_steps::<S, T, true, SECOND>(s, steps, block, at, center, bound);
+        }
+        sum_steps::<S, T, true, MAX>(s, steps, block, at, center, bound)
+    }
 }
 
 /// Sums the exponentials of the steps of a block, and what `LEVEL` says.
@@ -441,7 +460,7 @@ impl<S: Simd> ChunkSum<S> {
             return self.at.is_empty();
         }
         let s = self.s;
-        let max = s.splat(steps.max(s, block) - self.at.origin);
+        let max = s.splat(s.outlined(BlockMax { steps, block }) - self.at.origin);
         let z = Scale::<S>::new(s, self.at.exponent, FIELD).split::<false>(s, max).z;
         // With no field above 15 there is none of those that are near.
         !exp::fields_fit(s, z) || !s.has_bits(z, 127 & !15)
@@ -461,7 +480,8 @@ impl<S: Simd> ChunkSum<S> {
         loop {
             let (s, at) = (self.s, self.at);
             let sum = if self.takes_care(steps, block.clone()) {
-                sum_steps::<S, T, true, LEVEL>(s, steps, block.clone(), &at, center, 0.0)
+                let block = block.clone();
+                s.outlined(Careful::<T, false> { steps, block, at: &at, center, bound: 0.0 })
             } else {
                 sum_steps::<S, T, false, LEVEL>(s, steps, block.clone(), &at, center, 0.0)
             };
@@ -489,31 +509,8 @@ impl<S: Simd> ChunkSum<S> {
     /// False if there is nothing to sum: only -inf, or +inf.
     #[inline(always)]
     pub(super) fn look<T: Lane>(&mut self, steps: &Steps<'_, T>, block: Range<usize>) -> bool {
-        let max = steps.max(self.s, block.clone());
-        self.max = max;
-        if max.is_infinite() {
-            self.at.inf |= max > 0.0;
-            self.at.nan |= steps.any_nan(self.s, block);
-            return false;
-        }
-        let mut to = ExpSum { origin: 0.0, exponent: exp::exponent_of(max), ..self.at };
-        let above = exp::exponent_of(max - self.at.origin) - self.at.exponent;
-        if self.at.is_empty() || above > HEADROOM - 1.0 {
-            if to.exponent.abs() > exp::max_exponent::<S>() {
-                (to.origin, to.exponent) = (max, 0.0);
-            }
-            // Of two origins only the last counts.
-            let top = if to.origin == self.at.origin { self.top } else { f32::NEG_INFINITY };
-            self.top = top.max(to.exponent);
-        } else if above < -DEPTH && self.at.origin == 0.0 {
-            to.exponent = to.exponent.max(self.top - LOWEST);
-        } else {
-            return true;
-        }
-        let factor = self.at.scale_to::<S>(&to);
-        self.sums = self.s.wide_scale(self.sums, factor);
-        self.at = to;
-        true
+        let s = self.s;
+        s.outlined(Look { sum: self, steps, block })
     }
 
     /// The sum, relative to the highest reference: what `ln 2` is off by counts from there.
@@ -524,27 +521,60 @@ impl<S: Simd> ChunkSum<S> {
     }
 }
 
-/// Something else to learn from each block while it is in the first-level cache.
-///
-/// A separate loop over the block: the one over the exponentials stays as it is.
-pub(crate) trait Extra<S: Simd, T = f32> {
-    /// `block` are the elements from `start` of the row, the one to leave out among them.
-    fn block(&mut self, s: S, block: &[T], start: usize);
+/// The largest element of a block.
+struct BlockMax<'a, 'r, T> {
+    steps: &'a Steps<'r, T>,
+    block: Range<usize>,
 }
 
-impl<S: Simd, E: Extra<S>> Extra<S> for Option<E> {
+impl<T: Lane> Op for BlockMax<'_, '_, T> {
+    type Out = f32;
+
     #[inline(always)]
-    fn block(&mut self, s: S, block: &[f32], start: usize) {
-        if let Some(extra) = self {
-            extra.block(s, block, start);
-        }
+    fn on<S: Simd>(self, s: S) -> f32 {
+        self.steps.max(s, self.block)
     }
 }
 
-/// Nothing else.
-impl<S: Simd, T> Extra<S, T> for () {
+/// [`ChunkSum::look`], which is rare.
+struct Look<'a, 'r, S: Simd, T> {
+    sum: &'a mut ChunkSum<S>,
+    steps: &'a Steps<'r, T>,
+    block: Range<usize>,
+}
+
+impl<S: Simd, T: Lane> Local<S> for Look<'_, '_, S, T> {
+    type Out = bool;
+
     #[inline(always)]
-    fn block(&mut self, _: S, _: &[T], _: usize) {}
+    fn on(self, s: S) -> bool {
+        let Look { sum, steps, block } = self;
+        let max = steps.max(s, block.clone());
+        sum.max = max;
+        if max.is_infinite() {
+            sum.at.inf |= max > 0.0;
+            sum.at.nan |= steps.any_nan(s, block);
+            return false;
+        }
+        let mut to = ExpSum { origin: 0.0, exponent: exp::exponent_of(max), ..sum.at };
+        let above = exp::exponent_of(max - sum.at.origin) - sum.at.exponent;
+        if sum.at.is_empty() || above > HEADROOM - 1.0 {
+            if to.exponent.abs() > exp::max_exponent::<S>() {
+                (to.origin, to.exponent) = (max, 0.0);
+            }
+            // Of two origins only the last counts.
+            let top = if to.origin == sum.at.origin { sum.top } else { f32::NEG_INFINITY };
+            sum.top = top.max(to.exponent);
+        } else if above < -DEPTH && sum.at.origin == 0.0 {
+            to.exponent = to.exponent.max(sum.top - LOWEST);
+        } else {
+            return true;
+        }
+        let factor = sum.at.scale_to::<S>(&to);
+        sum.sums = s.wide_scale(sum.sums, factor);
+        sum.at = to;
+        true
+    }
 }
 
 /// `sum(x - from)`, or with weights `sum(w (x - from))`: of differences, as logits may be large and close
@@ -594,7 +624,9 @@ impl<'a, S: Simd> Differences<'a, S> {
     }
 }
 
-impl<S: Simd> Extra<S> for Differences<'_, S> {
+impl<S: Simd> Differences<'_, S> {
+    /// Adds those of a block from element `start` of the row on, the one to leave out among them: a loop
+    /// of its own, while they are in the first-level cache.
     #[inline(always)]
     fn block(&mut self, s: S, block: &[f32], start: usize) {
         let mut copy;
@@ -659,34 +691,30 @@ pub(crate) struct RowSum {
     pub(crate) max_block: usize,
 }
 
+impl RowSum {
+    pub(crate) fn plain(sum: ExpSum) -> RowSum {
+        RowSum { sum, max: f32::NEG_INFINITY, max_block: 0 }
+    }
+}
+
 /// Reads a row once. Class `skip` is left out; `LEVEL` is [`PLAIN`], or [`MAX`] to find the largest element too.
+///
+/// Inlined: short rows have no time for a call. [`sum_of`] is for the others.
 #[inline(always)]
 pub(crate) fn row<S: Simd, T: Lane, const LEVEL: u8>(
     s: S,
     row: &[T],
     skip: Option<usize>,
 ) -> RowSum {
-    row_and::<S, T, LEVEL>(s, row, skip, &mut ())
-}
-
-/// As [`row`], and shows every block to `extra`.
-#[inline(always)]
-pub(crate) fn row_and<S: Simd, T: Lane, const LEVEL: u8>(
-    s: S,
-    row: &[T],
-    skip: Option<usize>,
-    extra: &mut impl Extra<S, T>,
-) -> RowSum {
     let steps = Steps::new(row, skip);
-    let mut out = RowSum { sum: ExpSum::EMPTY, max: f32::NEG_INFINITY, max_block: 0 };
+    let mut out = RowSum::plain(ExpSum::EMPTY);
     let mut total = Total::empty(S::FUSED);
     for chunk in ranges(0..steps.len, CHUNK / STEP) {
         let is_only = chunk.len() == steps.len;
         let mut sum = ChunkSum::new(s);
         for block in ranges(chunk, BLOCK / STEP) {
-            sum.add_block::<T, LEVEL>(&steps, block.clone());
             let start = block.start * STEP;
-            extra.block(s, &row[start..row.len().min(block.end * STEP)], start);
+            sum.add_block::<T, LEVEL>(&steps, block);
             if LEVEL == MAX && sum.max > out.max {
                 (out.max, out.max_block) = (sum.max, start);
             }
@@ -697,46 +725,113 @@ pub(crate) fn row_and<S: Simd, T: Lane, const LEVEL: u8>(
     out
 }
 
-/// Asks for memory as far ahead of a block as [`sum_steps`] does, which sees a copy of it only.
+/// The sum over a transformed row without class `skip`, and that of the differences of its elements, if they are wanted.
 #[inline(always)]
-pub(super) fn prefetch_ahead<S: Simd, T: Lane>(s: S, block: &[T]) {
-    for line in block.chunks(LANES * T::PER_LINE) {
-        s.prefetch(line.as_ptr().wrapping_byte_add(PREFETCH));
+pub(crate) fn sum_of<S: Simd>(
+    s: S,
+    row: AnyRow<'_>,
+    skip: Option<usize>,
+    transform: &Transform<'_>,
+    differences: Option<Differences<'_, S>>,
+) -> (ExpSum, f64) {
+    let is_converted_alone = transform.is_identity() && differences.is_none();
+    match row {
+        AnyRow::F32(row) if transform.is_identity() => {
+            s.outlined(PlainRow { row, skip, differences })
+        }
+        AnyRow::Bf16(row) if is_converted_alone => (s.outlined(ConvertedRow { row, skip }), 0.0),
+        AnyRow::F16(row) if is_converted_alone => (s.outlined(ConvertedRow { row, skip }), 0.0),
+        _ => s.outlined(StagedRow { row, skip, transform, differences }),
     }
 }
 
-/// As [`row_and`] for the transformed elements of a row, which are staged block by block.
-#[inline(always)]
-pub(crate) fn transformed_row_and<S: Simd, T: Lane>(
-    s: S,
-    row: &[T],
+/// A row as it is.
+struct PlainRow<'a, S: Simd> {
+    row: &'a [f32],
     skip: Option<usize>,
-    transform: &Transform<'_>,
-    extra: &mut impl Extra<S>,
-) -> ExpSum {
-    let mut out = ExpSum::EMPTY;
-    let mut total = Total::empty(S::FUSED);
-    let mut staged = Staged([0.0; BLOCK]);
-    for chunk in ranges(0..row.len(), CHUNK) {
-        let is_only = chunk.len() == row.len();
-        let mut sum = ChunkSum::new(s);
-        for block in ranges(chunk, BLOCK) {
-            let start = block.start;
-            prefetch_ahead(s, &row[block.clone()]);
-            stage(s, transform, start, &row[block.clone()], &mut staged.0, None);
-            extra.block(s, &staged.0[..block.len()], start);
-            // No transform of -inf is needed where there is no class.
-            staged.0[block.len()..].fill(f32::NEG_INFINITY);
-            if let Some(class) = skip.filter(|class| block.contains(class)) {
-                staged.0[class - start] = f32::NEG_INFINITY;
+    differences: Option<Differences<'a, S>>,
+}
+
+impl<S: Simd> Local<S> for PlainRow<'_, S> {
+    type Out = (ExpSum, f64);
+
+    #[inline(always)]
+    fn on(self, s: S) -> (ExpSum, f64) {
+        let PlainRow { row, skip, mut differences } = self;
+        let steps = Steps::new(row, skip);
+        let mut out = ExpSum::EMPTY;
+        let mut total = Total::empty(S::FUSED);
+        for chunk in ranges(0..steps.len, CHUNK / STEP) {
+            let is_only = chunk.len() == steps.len;
+            let mut sum = ChunkSum::new(s);
+            for block in ranges(chunk, BLOCK / STEP) {
+                sum.add_block::<f32, PLAIN>(&steps, block.clone());
+                if let Some(differences) = &mut differences {
+                    let start = block.start * STEP;
+                    differences.block(s, &row[start..row.len().min(block.end * STEP)], start);
+                }
             }
-            let steps = Steps::new(&staged.0, None);
-            sum.add_block::<f32, PLAIN>(&steps, 0..block.len().div_ceil(STEP));
+            let sum = sum.finish();
+            out = if is_only { sum } else { total.with_sum(&sum) };
         }
-        let sum = sum.finish();
-        out = if is_only { sum } else { total.with_sum(&sum) };
+        (out, differences.map_or(0.0, |differences| differences.sum(s)))
     }
-    out
+}
+
+/// A row that is converted as it is read, and nothing else.
+pub(crate) struct ConvertedRow<'a, T> {
+    pub(crate) row: &'a [T],
+    pub(crate) skip: Option<usize>,
+}
+
+impl<T: Lane> Op for ConvertedRow<'_, T> {
+    type Out = ExpSum;
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> ExpSum {
+        row::<S, T, PLAIN>(s, self.row, self.skip).sum
+    }
+}
+
+/// A row that is staged block by block.
+struct StagedRow<'a, S: Simd> {
+    row: AnyRow<'a>,
+    skip: Option<usize>,
+    transform: &'a Transform<'a>,
+    differences: Option<Differences<'a, S>>,
+}
+
+impl<S: Simd> Local<S> for StagedRow<'_, S> {
+    type Out = (ExpSum, f64);
+
+    #[inline(always)]
+    fn on(self, s: S) -> (ExpSum, f64) {
+        let StagedRow { row, skip, transform, mut differences } = self;
+        let mut out = ExpSum::EMPTY;
+        let mut total = Total::empty(S::FUSED);
+        let mut staged = Staged([0.0; BLOCK]);
+        for chunk in ranges(0..row.len(), CHUNK) {
+            let is_only = chunk.len() == row.len();
+            let mut sum = ChunkSum::new(s);
+            for block in ranges(chunk, BLOCK) {
+                let (start, len) = (block.start, block.len());
+                stage_any(s, transform, row, block.clone(), &mut staged.0);
+                if let Some(differences) = &mut differences {
+                    differences.block(s, &staged.0[..len], start);
+                }
+                // No transform of -inf is needed where there is no class.
+                staged.0[len..].fill(f32::NEG_INFINITY);
+                if let Some(class) = skip.filter(|class| block.contains(class)) {
+                    staged.0[class - start] = f32::NEG_INFINITY;
+                }
+                let steps = Steps::new(&staged.0, None);
+                sum.add_block::<f32, PLAIN>(&steps, 0..len.div_ceil(STEP));
+            }
+            let sum = sum.finish();
+            out = if is_only { sum } else { total.with_sum(&sum) };
+        }
+        (out, differences.map_or(0.0, |differences| differences.sum(s)))
+    }
 }
 
 /// The first index of the largest element that may be, NaN ignored; 0 if there is none.
@@ -746,50 +841,82 @@ pub(crate) fn argmax_ignoring_nan<S: Simd, T: Lane>(
     row: &[T],
     allowed: Option<Allowed<'_>>,
 ) -> usize {
-    if allowed.is_some() {
-        return masked_argmax(s, row, &Transform { allowed, ..Transform::IDENTITY });
+    match allowed {
+        None => s.outlined(Argmax(row)),
+        Some(allowed) => s.outlined(MaskedArgmax(T::any(row), allowed)),
     }
-    let steps = Steps::new(row, None);
-    let mut best = (f32::NEG_INFINITY, 0);
-    for block in ranges(0..steps.len, BLOCK / STEP) {
-        let start = block.start * STEP;
-        let max = steps.max(s, block);
-        if max > best.0 {
-            best = (max, start);
-        }
-    }
-    first_in_block(s, row, best.1, best.0)
 }
 
-/// As [`argmax_ignoring_nan`] of a row under a mask, staged block by block.
-#[inline(always)]
-fn masked_argmax<S: Simd, T: Lane>(s: S, row: &[T], mask: &Transform<'_>) -> usize {
-    let mut staged = Staged([0.0; BLOCK]);
-    let mut best = (f32::NEG_INFINITY, 0);
-    for block in ranges(0..row.len(), BLOCK) {
-        let z = &mut staged.0[..block.len()];
-        stage(s, mask, block.start, &row[block.clone()], z, None);
-        let steps = Steps::new(z, None);
-        let max = steps.max(s, 0..steps.len);
-        if max > best.0 {
-            best = (max, block.start + first_equal(s, z, max));
+struct Argmax<'a, T>(&'a [T]);
+
+impl<T: Lane> Op for Argmax<'_, T> {
+    type Out = usize;
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> usize {
+        let Argmax(row) = self;
+        let steps = Steps::new(row, None);
+        let mut best = (f32::NEG_INFINITY, 0);
+        for block in ranges(0..steps.len, BLOCK / STEP) {
+            let start = block.start * STEP;
+            let max = steps.max(s, block);
+            if max > best.0 {
+                best = (max, start);
+            }
         }
+        first_in_block(s, row, best.1, best.0)
     }
-    best.1
+}
+
+/// Of a row under a mask, staged block by block.
+struct MaskedArgmax<'a>(AnyRow<'a>, Allowed<'a>);
+
+impl Op for MaskedArgmax<'_> {
+    type Out = usize;
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> usize {
+        let MaskedArgmax(row, allowed) = self;
+        let mask = Transform { allowed: Some(allowed), ..Transform::IDENTITY };
+        let mut staged = Staged([0.0; BLOCK]);
+        let mut best = (f32::NEG_INFINITY, 0);
+        for block in ranges(0..row.len(), BLOCK) {
+            let start = block.start;
+            let z = &mut staged.0[..block.len()];
+            stage_any(s, &mask, row, block, z);
+            let steps = Steps::new(z, None);
+            let max = steps.max(s, 0..steps.len);
+            if max > best.0 {
+                best = (max, start + first_equal(s, z, max));
+            }
+        }
+        best.1
+    }
 }
 
 /// The first NaN.
 #[inline(always)]
 pub(crate) fn first_nan<S: Simd, T: Lane>(s: S, row: &[T]) -> Option<usize> {
-    let (lanes, rest) = row.as_chunks::<LANES>();
-    for (i, lanes) in lanes.iter().enumerate() {
-        let nan = nan_bits(s, T::load(s, lanes));
-        if nan != 0 {
-            return Some(LANES * i + nan.trailing_zeros() as usize);
+    s.outlined(FirstNan(row))
+}
+
+struct FirstNan<'a, T>(&'a [T]);
+
+impl<T: Lane> Op for FirstNan<'_, T> {
+    type Out = Option<usize>;
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> Option<usize> {
+        let (lanes, rest) = self.0.as_chunks::<LANES>();
+        for (i, lanes) in lanes.iter().enumerate() {
+            let nan = nan_bits(s, T::load(s, lanes));
+            if nan != 0 {
+                return Some(LANES * i + nan.trailing_zeros() as usize);
+            }
         }
+        let at = rest.iter().position(|x| x.widen().is_nan());
+        at.map(|at| LANES * lanes.len() + at)
     }
-    let at = rest.iter().position(|x| x.widen().is_nan());
-    at.map(|at| LANES * lanes.len() + at)
 }
 
 /// The first index of `value` in the block that starts at `start`; `start` if it is not there.

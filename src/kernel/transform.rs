@@ -1,11 +1,12 @@
 //! What is done to logits before the softmax: mask, scale, bias, softcap, temperature.
 
-use super::blocks::BLOCK;
+use super::blocks::{BLOCK, PREFETCH};
 use super::exp::{Map, Scale, map_lanes as each};
 use crate::data::masks::Allowed;
 use crate::math;
 use crate::simd::Op;
-use crate::simd::{LANES, Lane, Simd};
+use crate::simd::{AnyRow, LANES, Lane, Simd};
+use std::ops::Range;
 
 /// `z = (cap(scale * x + bias) - origin) / temperature` with `cap(u) = c tanh(u / c)`, and -inf for classes that may not
 /// be.
@@ -42,6 +43,15 @@ impl Transform<'_> {
     #[inline(always)]
     pub(crate) fn is_identity(&self) -> bool {
         *self == Transform::IDENTITY
+    }
+
+    /// Whether it leaves logits as they are, but for the temperature.
+    #[inline(always)]
+    fn is_raw_identity(&self) -> bool {
+        self.scale == 1.0
+            && self.softcap.is_none()
+            && self.allowed.is_none()
+            && self.bias.is_empty()
     }
 
     #[inline(always)]
@@ -168,6 +178,8 @@ fn stage_in_place<S: Simd>(
 }
 
 /// What [`stage`] does before the temperature.
+///
+/// A call, as it is long and every kernel has it.
 #[inline(always)]
 pub(crate) fn stage_raw<S: Simd>(
     s: S,
@@ -176,32 +188,51 @@ pub(crate) fn stage_raw<S: Simd>(
     z: &mut [f32],
     slope: Option<&mut [f32]>,
 ) {
-    if let Some(allowed) = transform.allowed {
-        // First: what may not be may be anything, and its slope has to be a number.
-        mask(s, allowed, start, z);
+    if !transform.is_raw_identity() {
+        s.outlined(StageRaw { transform, start, z, slope });
     }
-    if transform.scale != 1.0 || transform.softcap.is_some() {
-        drop_subnormals(s, transform, z);
-    }
-    if transform.scale != 1.0 {
-        let k = s.splat(transform.scale as f32);
-        each(s, z, &Multiply::<S>(k));
-    }
-    if !transform.bias.is_empty() {
-        add_bias(transform.bias, start, z);
-    }
-    if let Some(softcap) = transform.softcap {
-        let cap = Cap::<S>::new(s, softcap);
-        if let Some(slope) = slope {
-            let slope = &mut slope[..z.len()];
-            slope.copy_from_slice(z);
-            each(s, slope, &Slope::<S>(&cap));
-        }
-        each(s, z, &cap);
-        if let Some(allowed) = transform.allowed
-            && !softcap.keep_infinite
-        {
+}
+
+struct StageRaw<'a> {
+    transform: &'a Transform<'a>,
+    start: usize,
+    z: &'a mut [f32],
+    slope: Option<&'a mut [f32]>,
+}
+
+impl Op for StageRaw<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        let StageRaw { transform, start, z, slope } = self;
+        if let Some(allowed) = transform.allowed {
+            // First: what may not be may be anything, and its slope has to be a number.
             mask(s, allowed, start, z);
+        }
+        if transform.scale != 1.0 || transform.softcap.is_some() {
+            drop_subnormals(s, transform, z);
+        }
+        if transform.scale != 1.0 {
+            let k = s.splat(transform.scale as f32);
+            each(s, z, &Multiply::<S>(k));
+        }
+        if !transform.bias.is_empty() {
+            add_bias(transform.bias, start, z);
+        }
+        if let Some(softcap) = transform.softcap {
+            let cap = Cap::<S>::new(s, softcap);
+            if let Some(slope) = slope {
+                let slope = &mut slope[..z.len()];
+                slope.copy_from_slice(z);
+                each(s, slope, &Slope::<S>(&cap));
+            }
+            each(s, z, &cap);
+            if let Some(allowed) = transform.allowed
+                && !softcap.keep_infinite
+            {
+                mask(s, allowed, start, z);
+            }
         }
     }
 }
@@ -210,6 +241,21 @@ pub(crate) fn stage_raw<S: Simd>(
 #[inline(always)]
 pub(crate) fn stage_cooled<S: Simd>(s: S, transform: &Transform<'_>, z: &mut [f32]) {
     if transform.temperature != 1.0 {
+        s.outlined(StageCooled { transform, z });
+    }
+}
+
+struct StageCooled<'a> {
+    transform: &'a Transform<'a>,
+    z: &'a mut [f32],
+}
+
+impl Op for StageCooled<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        let StageCooled { transform, z } = self;
         drop_subnormals(s, transform, z);
         if transform.origin != 0.0 {
             each(s, z, &Subtract::<S>(s.splat(transform.origin as f32)));
@@ -304,6 +350,44 @@ pub(crate) fn widen<S: Simd, T: Lane>(s: S, from: &[T], to: &mut [f32]) {
     for (from, to) in rest.iter().zip(to_rest) {
         *to = from.widen();
     }
+}
+
+/// As [`widen`], of some elements of a row, whose memory is asked for as far ahead as that of others.
+#[inline(always)]
+pub(crate) fn widen_any<S: Simd>(s: S, row: AnyRow<'_>, block: Range<usize>, to: &mut [f32]) {
+    #[inline(always)]
+    fn ahead_and_widen<S: Simd, T: Lane>(s: S, x: &[T], to: &mut [f32]) {
+        prefetch_ahead(s, x);
+        widen(s, x, to);
+    }
+    match row {
+        AnyRow::F32(x) => ahead_and_widen(s, &x[block], to),
+        AnyRow::Bf16(x) => ahead_and_widen(s, &x[block], to),
+        AnyRow::F16(x) => ahead_and_widen(s, &x[block], to),
+    }
+}
+
+/// Asks for memory as far ahead of a block as the sums of plain rows do, of which a copy is summed.
+#[inline(always)]
+pub(super) fn prefetch_ahead<S: Simd, T: Lane>(s: S, block: &[T]) {
+    for line in block.chunks(LANES * T::PER_LINE) {
+        s.prefetch(line.as_ptr().wrapping_byte_add(PREFETCH));
+    }
+}
+
+/// As [`stage`], of some elements of a row of any type, from the first of them on.
+#[inline(always)]
+pub(crate) fn stage_any<S: Simd>(
+    s: S,
+    transform: &Transform<'_>,
+    row: AnyRow<'_>,
+    block: Range<usize>,
+    z: &mut [f32],
+) {
+    let start = block.start;
+    let z = &mut z[..block.len()];
+    widen_any(s, row, block, z);
+    stage_in_place(s, transform, start, z, None);
 }
 
 /// The numbers of a slice rounded into one as long, or their sums with what is there.

@@ -15,4 +15,4 @@ pub(crate) mod scalar;
 pub(crate) mod stream;
 mod vectors;
 
-pub(crate) use vectors::{LANES, LANES_64, Lane, Lanes, Lanes64, Op, Simd};
+pub(crate) use vectors::{AnyRow, LANES, LANES_64, Lane, Lanes, Lanes64, Local, Op, Simd};

@@ -215,8 +215,10 @@ pub(crate) trait Lane: Copy + Default + 'static {
     fn store<S: Simd>(s: S, dst: &mut [Self; LANES], v: S::V);
     fn stream<S: Simd>(s: S, dst: Fenced<'_, [Self; LANES]>, v: S::V);
 
-    /// The row itself if it needs no conversion.
-    fn as_f32(row: &[Self]) -> Option<&[f32]>;
+    /// Whether elements are converted as they are read and written.
+    const IS_CONVERTED: bool;
+
+    fn any(row: &[Self]) -> AnyRow<'_>;
 
     /// Exact.
     fn widen(self) -> f32;
@@ -226,10 +228,11 @@ pub(crate) trait Lane: Copy + Default + 'static {
 }
 
 macro_rules! lanes {
-    ($($type:ident $load:ident $store:ident $stream:ident, $as_f32:expr, $widen:expr, $round:expr;)*) => {$(
+    ($($type:ident $any:ident $load:ident $store:ident $stream:ident, $widen:expr, $round:expr;)*) => {$(
         impl Lane for $type {
             const NEG_INFINITY: Self = $type::NEG_INFINITY;
             const NAN: Self = $type::NAN;
+            const IS_CONVERTED: bool = size_of::<$type>() != size_of::<f32>();
 
             #[inline(always)]
             fn load<S: Simd>(s: S, src: &[Self; LANES]) -> S::V {
@@ -244,8 +247,8 @@ macro_rules! lanes {
                 s.$stream(dst, v);
             }
             #[inline(always)]
-            fn as_f32(row: &[Self]) -> Option<&[f32]> {
-                $as_f32(row)
+            fn any(row: &[Self]) -> AnyRow<'_> {
+                AnyRow::$any(row)
             }
             #[inline(always)]
             fn widen(self) -> f32 {
@@ -259,9 +262,38 @@ macro_rules! lanes {
     )*};
 }
 lanes! {
-    f32 load store stream, Some, std::convert::identity, |x| x as f32;
-    bf16 load_bf16 store_bf16 stream_bf16, |_| None, half::widen_bf16, |x| half::round_bf16(half::round_to_odd(x));
-    f16 load_f16 store_f16 stream_f16, |_| None, half::widen_f16, |x| half::round_f16(half::round_to_odd(x));
+    f32 F32 load store stream, std::convert::identity, |x| x as f32;
+    bf16 Bf16 load_bf16 store_bf16 stream_bf16, half::widen_bf16, |x| half::round_bf16(half::round_to_odd(x));
+    f16 F16 load_f16 store_f16 stream_f16, half::widen_f16, |x| half::round_f16(half::round_to_odd(x));
+}
+
+/// A row of any type that is computed in `f32`: what is staged needs one kernel for all of them.
+#[derive(Clone, Copy)]
+pub(crate) enum AnyRow<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+impl<'a> AnyRow<'a> {
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            AnyRow::F32(row) => row.len(),
+            AnyRow::Bf16(row) => row.len(),
+            AnyRow::F16(row) => row.len(),
+        }
+    }
+
+    /// An element, exactly widened.
+    #[inline(always)]
+    pub(crate) fn get(&self, i: usize) -> f32 {
+        match self {
+            AnyRow::F32(row) => row[i],
+            AnyRow::Bf16(row) => row[i].widen(),
+            AnyRow::F16(row) => row[i].widen(),
+        }
+    }
 }
 
 /// Lanes of the virtual vector of `f64`.
@@ -350,18 +382,35 @@ pub(crate) trait Op: Sized {
     fn on<S: Simd>(self, s: S) -> Self::Out;
 }
 
+/// A computation over the vectors of one backend: what a kernel has in a function of its own.
+pub(crate) trait Local<S>: Sized {
+    type Out;
+
+    /// Computes. `#[inline(always)]`, as [`Op::on`].
+    fn on(self, s: S) -> Self::Out;
+}
+
+impl<S: Simd, O: Op> Local<S> for O {
+    type Out = O::Out;
+
+    #[inline(always)]
+    fn on(self, s: S) -> O::Out {
+        Op::on(self, s)
+    }
+}
+
 /// The one function of a backend that has its instructions.
 pub(crate) trait InstructionSet: Copy {
     /// Whether this machine has the instructions.
     fn detect() -> bool;
 
     /// The function that computes `O`. To call it is sound where [`InstructionSet::detect`] is true.
-    fn entry<O: Op>() -> unsafe fn(O) -> O::Out;
+    fn entry<O: Local<Self>>() -> unsafe fn(O) -> O::Out;
 
     /// Calls `op` in a function of its own with the instructions of this backend, compiled once
     /// however often it is called: for what is long, and for what is rare.
     #[inline(always)]
-    fn outlined<O: Op>(self, op: O) -> O::Out {
+    fn outlined<O: Local<Self>>(self, op: O) -> O::Out {
         // SAFETY: a token is made only where its instructions were detected.
         unsafe { Self::entry::<O>()(op) }
     }
@@ -376,13 +425,13 @@ macro_rules! backend_instructions {
             }
 
             #[inline(always)]
-            fn entry<O: $crate::simd::vectors::Op>() -> unsafe fn(O) -> O::Out {
+            fn entry<O: $crate::simd::vectors::Local<Self>>() -> unsafe fn(O) -> O::Out {
                 // Never inlined: nothing of it may move out of the floating-point environment that
                 // it is called in.
                 $(#[target_feature(enable = $feature)])*
                 #[inline(never)]
-                fn run<O: $crate::simd::vectors::Op>(op: O) -> O::Out {
-                    op.on($make)
+                fn run<O: $crate::simd::vectors::Local<$token>>(op: O) -> O::Out {
+                    $crate::simd::vectors::Local::on(op, $make)
                 }
                 run::<O>
             }

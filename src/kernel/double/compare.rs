@@ -276,6 +276,13 @@ impl Pair<'_> {
         block: Range<usize>,
         to: &'b mut Staged<f64>,
     ) -> &'b mut [Lanes64] {
+        let vectors = block.len().div_ceil(LANES_64);
+        s.outlined(StageBlock { pair: self, which, block, to: &mut *to });
+        &mut to.0.as_chunks_mut().0[..vectors]
+    }
+
+    #[inline(always)]
+    fn stage_here<S: Simd>(&self, s: S, which: usize, block: Range<usize>, to: &mut Staged<f64>) {
         let z = &mut to.0[..block.len()];
         let mut single = Staged([0.0_f32; BLOCK]);
         let single = &mut single.0[..block.len()];
@@ -304,7 +311,6 @@ impl Pair<'_> {
         }
         let vectors = block.len().div_ceil(LANES_64);
         to.0[block.len()..vectors * LANES_64].fill(f64::NEG_INFINITY);
-        &mut to.0.as_chunks_mut().0[..vectors]
     }
 
     /// The logits of a class, relative to the largest.
@@ -473,6 +479,23 @@ impl Pair<'_> {
             }
         }
         (jsd.value().max(0.0), (0.5 * tv.value()).min(1.0))
+    }
+}
+
+/// [`Pair::stage`], for all types.
+struct StageBlock<'a> {
+    pair: &'a Pair<'a>,
+    which: usize,
+    block: Range<usize>,
+    to: &'a mut Staged<f64>,
+}
+
+impl Op for StageBlock<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) {
+        self.pair.stage_here(s, self.which, self.block, self.to);
     }
 }
 

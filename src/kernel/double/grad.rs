@@ -8,7 +8,7 @@ use crate::math::double_double::{Dd, LN_2};
 use crate::math::exp2_int;
 use crate::simd::Op;
 use crate::simd::stream::Part;
-use crate::simd::{LANES_64, Lanes64, Simd, stream};
+use crate::simd::{LANES_64, Lanes64, Local, Simd, stream};
 use std::mem::take;
 use std::slice::from_ref;
 
@@ -80,6 +80,35 @@ pub(crate) fn run<S: Simd>(s: S, terms: &ScaledExp<'_>, place: Place<'_>) {
 /// adds up to half a unit of the last place of it.
 #[inline(always)]
 pub(crate) fn scaled_exp<S: Simd>(
+    s: S,
+    terms: &ScaledExp<'_>,
+    x: Option<&[f64]>,
+    to: Piece<'_, S, f64>,
+    beta: f64,
+) {
+    s.outlined(Calculate { terms, x, to, beta });
+}
+
+/// [`scaled_exp`], once for all that call it.
+struct Calculate<'a, S: Simd> {
+    terms: &'a ScaledExp<'a>,
+    x: Option<&'a [f64]>,
+    to: Piece<'a, S, f64>,
+    beta: f64,
+}
+
+impl<S: Simd> Local<S> for Calculate<'_, S> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on(self, s: S) {
+        let Calculate { terms, x, to, beta } = self;
+        calculate(s, terms, x, to, beta);
+    }
+}
+
+#[inline(always)]
+fn calculate<S: Simd>(
     s: S,
     terms: &ScaledExp<'_>,
     x: Option<&[f64]>,

@@ -13,13 +13,13 @@ use crate::simd::Simd;
 #[inline(always)]
 fn logsumexp<S: Simd>(s: S, row: &[f64], allowed: Option<Allowed<'_>>) -> f64 {
     let mask = Transform { allowed, ..Transform::IDENTITY };
-    sum::transformed_row(s, row, None, &mask).lse().0
+    sum::transformed_row(s, row, None, &mask).lse(s).0
 }
 
 /// In place; NaN for rows that have none.
 #[inline(always)]
 fn softmax<S: Simd>(s: S, row: &mut [f64]) {
-    let lse = sum::row(s, row, None).lse();
+    let lse = sum::row(s, row, None).lse(s);
     let probability = ScaledExp { a: 1.0, lse, subtract: Subtract::Nothing, slope: None };
     scaled_exp(s, &probability, None, Piece::Plain(row), 0.0);
 }
@@ -34,7 +34,7 @@ fn log_softmax<S: Simd>(s: S, row: &mut [f64]) {
     // log-probability then keeps its digits when it is close to 0.
     let best = scan::argmax(s, row);
     let max = row[best];
-    let (hi, lo) = sum::row(s, row, Some(best)).loss_parts(max);
+    let (hi, lo) = sum::row(s, row, Some(best)).loss_parts(s, max);
     if hi.is_nan() {
         row.fill(f64::NAN);
         return;

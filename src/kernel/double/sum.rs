@@ -4,11 +4,11 @@
 //! its own; what was summed relative to one is a part of the row, and parts are merged in order.
 
 use super::exp::{self, Parts64, Scale64};
-use crate::kernel::sum::PREFETCH;
+use crate::kernel::blocks::PREFETCH;
 use crate::kernel::transform::Transform;
 use crate::math::double_double::{Dd, LN_2};
 use crate::math::exp2_int;
-use crate::simd::{LANES_64, Lanes64, Simd};
+use crate::simd::{LANES_64, Lanes64, Local, Op, Simd};
 use std::ops::Range;
 use std::slice::from_ref;
 
@@ -257,6 +257,12 @@ impl<S: Simd> ChunkSum<S> {
     /// Merges what was summed relative to this reference into the rest.
     #[inline(always)]
     fn end_part(&mut self) {
+        let s = self.s;
+        s.outlined(EndPart(self));
+    }
+
+    #[inline(always)]
+    fn end_part_here(&mut self) {
         let (hi, lo) = (self.s.to_lanes64(self.hi), self.s.to_lanes64(self.lo));
         let mut lanes = [Dd::ZERO; LANES_64];
         for i in 0..LANES_64 {
@@ -274,6 +280,18 @@ impl<S: Simd> ChunkSum<S> {
         self.done = self.done.merge(&part);
         self.hi = self.s.dsplat(0.0);
         self.lo = self.hi;
+    }
+}
+
+/// [`ChunkSum::end_part`].
+struct EndPart<'a, S: Simd>(&'a mut ChunkSum<S>);
+
+impl<S: Simd> Local<S> for EndPart<'_, S> {
+    type Out = ();
+
+    #[inline(always)]
+    fn on(self, _: S) {
+        self.0.end_part_here();
     }
 }
 
@@ -303,7 +321,12 @@ impl RowSum64 {
     ///
     /// The target never enters a sum, so that the loss of a confident row keeps all its digits.
     #[inline(always)]
-    pub(crate) fn loss_parts(&self, target: f64) -> (f64, f64) {
+    pub(crate) fn loss_parts<S: Simd>(&self, s: S, target: f64) -> (f64, f64) {
+        s.outlined(LossParts(self, target))
+    }
+
+    #[inline(always)]
+    fn loss_parts_here(&self, target: f64) -> (f64, f64) {
         if self.is_poisoned() || target.is_nan() || target == f64::INFINITY {
             return (f64::NAN, 0.0);
         }
@@ -324,7 +347,12 @@ impl RowSum64 {
     /// `ln(sum(e^x))` as `hi + lo`; -inf for nothing but -inf, +inf if there was one, NaN if there
     /// was one.
     #[inline(always)]
-    pub(crate) fn lse(&self) -> (f64, f64) {
+    pub(crate) fn lse<S: Simd>(&self, s: S) -> (f64, f64) {
+        s.outlined(LseParts(self))
+    }
+
+    #[inline(always)]
+    fn lse_here(&self) -> (f64, f64) {
         if self.nan | self.sum.hi.is_nan() {
             (f64::NAN, 0.0)
         } else if self.inf {
@@ -340,24 +368,48 @@ impl RowSum64 {
 
     /// `ln(e^target + sum(e^x))` as `hi + lo`: over all classes, if only the target was left out.
     #[inline(always)]
-    pub(crate) fn lse_with(&self, target: f64) -> (f64, f64) {
+    pub(crate) fn lse_with<S: Simd>(&self, s: S, target: f64) -> (f64, f64) {
         if target.is_nan() {
             return (f64::NAN, 0.0);
         }
         if self.is_poisoned() || target == f64::NEG_INFINITY {
-            return self.lse();
+            return self.lse(s);
         }
-        let (loss, rest) = self.loss_parts(target);
+        let (loss, rest) = self.loss_parts(s, target);
         // In a sum with a loss that is larger than 600, a target of 1e30 would cancel, and it does not
         // count. Of +inf the loss is NaN.
         if loss > 600.0 {
-            return self.lse();
+            return self.lse(s);
         }
         if loss.is_nan() {
             return (target, 0.0);
         }
         let lse = Dd::new(target) + Dd { hi: loss, lo: rest };
         (lse.hi, lse.lo)
+    }
+}
+
+/// [`RowSum64::loss_parts`]: long, and once for all that call it.
+struct LossParts<'a>(&'a RowSum64, f64);
+
+impl Op for LossParts<'_> {
+    type Out = (f64, f64);
+
+    #[inline(always)]
+    fn on<S: Simd>(self, _: S) -> (f64, f64) {
+        self.0.loss_parts_here(self.1)
+    }
+}
+
+/// [`RowSum64::lse`].
+struct LseParts<'a>(&'a RowSum64);
+
+impl Op for LseParts<'_> {
+    type Out = (f64, f64);
+
+    #[inline(always)]
+    fn on<S: Simd>(self, _: S) -> (f64, f64) {
+        self.0.lse_here()
     }
 }
 
@@ -375,33 +427,51 @@ pub(crate) fn transformed_row<S: Simd>(
     skip: Option<usize>,
     transform: &Transform<'_>,
 ) -> RowSum64 {
-    let plain = Vectors::new(row, skip);
-    let mut staged = [[f64::NEG_INFINITY; LANES_64]; BLOCK];
-    let mut sum = RowSum64::EMPTY;
-    for chunk in ranges(0..plain.len, CHUNK) {
-        let mut part = ChunkSum::new(s);
-        for block in ranges(chunk, BLOCK) {
-            let (vectors, block) = if transform.is_identity() {
-                (plain, block)
-            } else {
-                let start = block.start * LANES_64;
-                let x = &row[start..row.len().min(block.end * LANES_64)];
-                let z = staged.as_flattened_mut();
-                z[..x.len()].copy_from_slice(x);
-                transform.apply(start, &mut z[..x.len()]);
-                // No class, no transform of it.
-                z[x.len()..].fill(f64::NEG_INFINITY);
-                if let Some(class) = skip.filter(|class| (start..start + x.len()).contains(class)) {
-                    z[class - start] = f64::NEG_INFINITY;
-                }
-                (Vectors::new(staged.as_flattened(), None), 0..block.len())
-            };
-            part.add_block(&vectors, block);
+    s.outlined(SumOfRow { row, skip, transform })
+}
+
+struct SumOfRow<'a> {
+    row: &'a [f64],
+    skip: Option<usize>,
+    transform: &'a Transform<'a>,
+}
+
+impl Op for SumOfRow<'_> {
+    type Out = RowSum64;
+
+    #[inline(always)]
+    fn on<S: Simd>(self, s: S) -> RowSum64 {
+        let SumOfRow { row, skip, transform } = self;
+        let plain = Vectors::new(row, skip);
+        let mut staged = [[f64::NEG_INFINITY; LANES_64]; BLOCK];
+        let mut sum = RowSum64::EMPTY;
+        for chunk in ranges(0..plain.len, CHUNK) {
+            let mut part = ChunkSum::new(s);
+            for block in ranges(chunk, BLOCK) {
+                let (vectors, block) = if transform.is_identity() {
+                    (plain, block)
+                } else {
+                    let start = block.start * LANES_64;
+                    let x = &row[start..row.len().min(block.end * LANES_64)];
+                    let z = staged.as_flattened_mut();
+                    z[..x.len()].copy_from_slice(x);
+                    transform.apply(start, &mut z[..x.len()]);
+                    // No class, no transform of it.
+                    z[x.len()..].fill(f64::NEG_INFINITY);
+                    if let Some(class) =
+                        skip.filter(|class| (start..start + x.len()).contains(class))
+                    {
+                        z[class - start] = f64::NEG_INFINITY;
+                    }
+                    (Vectors::new(staged.as_flattened(), None), 0..block.len())
+                };
+                part.add_block(&vectors, block);
+            }
+            part.end_part();
+            sum = sum.merge(&part.done);
         }
-        part.end_part();
-        sum = sum.merge(&part.done);
+        sum
     }
-    sum
 }
 
 /// A range cut into pieces of `len`, the last one shorter.

@@ -1,14 +1,15 @@
 //! The passes over a row of `f64`.
 
 use super::grad::{ScaledExp, Subtract, scaled_exp};
-use super::{scan, sum};
+use super::scan::{self, SumFrom};
+use super::sum;
 use crate::data::masks::Allowed;
 use crate::data::saved::LogSumExp;
 use crate::kernel::blocks::{BLOCK, ranges};
 use crate::kernel::expsum::{ExpSum, Lse};
 use crate::kernel::gradient::Destination;
 use crate::kernel::pass::{Minus, Pass, Place, RowKernel, Weights};
-use crate::kernel::probs::Probs;
+use crate::kernel::probs::{Probs, StageProbs};
 use crate::kernel::transform::{Staged, Transform};
 use crate::simd::Simd;
 
@@ -34,11 +35,11 @@ impl RowKernel for f64 {
                     transform.apply(block.start, part);
                 }
                 let weights = weights.map(|weights| &weights[block]);
-                differences += scan::sum_from(s, part, weights, z);
+                differences += s.outlined(SumFrom { x: part, weights: weights, from: z });
             }
         }
-        let (nll, _) = sum.loss_parts(z);
-        let (hi, lo) = sum.lse_with(z);
+        let (nll, _) = sum.loss_parts(s, z);
+        let (hi, lo) = sum.lse_with(s, z);
         Pass { nll, lse: Lse { hi, lo }, sum: ExpSum::EMPTY, z, slope, differences }
     }
 
@@ -63,13 +64,13 @@ impl RowKernel for f64 {
             if !transform.is_identity() {
                 transform.apply(block.start, z);
             }
-            probs.stage(block, v);
+            s.outlined(StageProbs { probs, block, v: &mut *v });
             for (z, &v) in z.iter_mut().zip(&*v) {
                 // 0 times infinity is to be 0.
                 *z = if v == 0.0 { lse.hi } else { *z };
             }
-            total += scan::sum_from(s, v, None, 0.0);
-            below += scan::sum_from(s, z, Some(v), lse.hi);
+            total += s.outlined(SumFrom { x: v, weights: None, from: 0.0 });
+            below += s.outlined(SumFrom { x: z, weights: Some(v), from: lse.hi });
         }
         (total, lse.lo * total - below)
     }
@@ -112,7 +113,7 @@ impl RowKernel for f64 {
                 Minus::Weights(b, weights) => Subtract::Times(b, &weights[block.clone()]),
                 Minus::Probs(b, probs) => {
                     let v = &mut v.0[..block.len()];
-                    probs.stage(block.clone(), v);
+                    s.outlined(StageProbs { probs, block: block.clone(), v: &mut *v });
                     Subtract::Times(b, v)
                 }
             };
