@@ -9,6 +9,7 @@ use crate::kernel::part::Part;
 use crate::kernel::row_stats::RowStats;
 use crate::kernel::{forward, softmax, train};
 use crate::simd::backend::Kernels;
+#[cfg(feature = "rayon")]
 use crate::simd::float_env;
 use std::cell::Cell;
 
