@@ -72,8 +72,8 @@
 //! - The loss of a row and the log-probability of its target are the correctly rounded `f32` or the
 //!   next one ([`LOSS_MAX_ULP`]), down to 1e-30 and below. For `f64` logits they are within 2 ULP
 //!   of `f64`.
-//! - Rows of [`bf16`] and [`f16`] are widened exactly. Their losses are those of `f32`, bit for
-//!   bit, and their gradients are rounded once.
+//! - Rows of [`bf16`](struct@bf16) and [`f16`](struct@f16) are widened exactly. Their losses are
+//!   those of `f32`, bit for bit, and their gradients are rounded once.
 //! - Reduced losses are sums in `f64`, in row order.
 //! - The documentation of each type states its other bounds, and names the test that holds them.
 //!
@@ -96,7 +96,8 @@
 //! `docs/` has pages on inference engines, layouts, the options of other systems, measurements, C
 //! and C++, candle and MPI. `kernels.md` explains each kernel. `cli/` is the command `xent`, which
 //! scores files of logits.
-#![cfg_attr(not(feature = "serde"), doc = "\n[`openai`]: #features")]
+//!
+#![cfg_attr(not(feature = "serde"), doc = " [`openai`]: #features")]
 #![deny(missing_docs, unsafe_code)]
 #![warn(clippy::undocumented_unsafe_blocks)]
 
