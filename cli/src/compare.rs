@@ -1,16 +1,16 @@
 //! `xent compare`: how far the logits of one model are from those of another.
 #![forbid(unsafe_code)]
 
-use crate::args::{self, Gradient, Ignoring, Loss, Reduction, Rows, Score, TARGETS, shortest};
-use crate::input::{self, Input, Layout};
+use crate::args::{Compute, Source, Transform};
+use crate::command::{self, bad_input, in_pool, in_words};
+use crate::error::{Error, complain};
+use crate::format::{number, shortest};
+use crate::input::{Input, Layout};
 use crate::json::{ByNumber, Field};
 use crate::nan::NanRows;
-use crate::number::Logit;
-use crate::report::number;
-use crate::{Error, complain, in_pool, scoring_error};
-use half::{bf16, f16};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use crate::number::{Logit, for_logits};
+use crate::tensor::{self, Named, describe};
+use safetensors::SafeTensors;
 use serde::Serialize;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -49,36 +49,15 @@ pub(crate) struct Args {
     #[arg(value_name = "OTHER.safetensors")]
     other: PathBuf,
 
-    /// Name of the logits tensor
-    #[arg(long, value_name = "NAME", default_value = "logits")]
-    logits: String,
+    #[command(flatten)]
+    source: Source,
 
     /// Name of the logits tensor in OTHER, if that is another one
     #[arg(long, value_name = "NAME")]
     other_logits: Option<String>,
 
-    /// Name of the targets tensor in BASE [default: targets, if there is one]
-    #[arg(long, value_name = "NAME")]
-    targets: Option<String>,
-
-    /// Classes of a row that are used: the first N, the rest is padding [default: all]
-    #[arg(long, value_name = "N", value_parser = args::classes, allow_negative_numbers = true)]
-    vocab: Option<usize>,
-
-    /// Targets are the tokens that went into the models: row i predicts token i + K [default K: 1]
-    #[arg(
-        long,
-        value_name = "K",
-        num_args = 0..=1,
-        default_missing_value = "1",
-        value_parser = args::shift,
-        allow_negative_numbers = true
-    )]
-    shift: Option<usize>,
-
-    /// Divides the logits of both, T > 0 [default: 1]
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
-    temperature: Option<f64>,
+    #[command(flatten)]
+    transform: Transform,
 
     /// Share of the base in the mixture M of the Jensen-Shannon divergence, 0 to 1
     ///
@@ -86,13 +65,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "B", default_value_t = 0.5, allow_negative_numbers = true)]
     beta: f64,
 
-    /// Instructions to use: scalar, portable, neon, avx2 or avx512
-    #[arg(long, value_name = "B", value_parser = args::available_backend)]
-    backend: Option<Backend>,
-
-    /// Threads, 1 to 1024; by default one per core
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    compute: Compute,
 
     /// Print one JSON object instead of text
     ///
@@ -101,72 +75,34 @@ pub(crate) struct Args {
     /// divergence is NaN, and `first_nan_row` is the first of them.
     #[arg(long)]
     json: bool,
-
-    #[command(flatten)]
-    rows: Rows,
-}
-
-impl Args {
-    /// One of the files, as what `xent score` takes.
-    fn score(&self, file: &Path, logits: &str) -> Score {
-        Score {
-            file: file.to_owned(),
-            logits: logits.to_owned(),
-            targets: self.targets.as_deref().unwrap_or(TARGETS).to_owned(),
-            vocab: self.vocab,
-            shift: self.shift,
-            rows: self.rows.clone(),
-            reduction: Reduction::Mean,
-            backend: self.backend,
-            threads: self.threads,
-            per_token: false,
-            json: self.json,
-            loss: Loss::at(self.temperature),
-            gradient: Gradient { grad: None, upstream: None },
-        }
-    }
 }
 
 /// One of the files.
-struct Model<'t, 'a> {
-    tensors: &'t SafeTensors<'a>,
-    logits: TensorView<'a>,
-    args: Score,
+struct Model<'m, 'a> {
+    file: &'m Path,
+    tensors: SafeTensors<'a>,
+    logits: Named<'m, 'a>,
 }
 
-impl<'a> Model<'_, 'a> {
-    fn bad(&self, error: input::Error) -> Error {
-        Error::Input { file: self.args.file.clone(), error }
+impl<'m, 'a> Model<'m, 'a> {
+    fn new(file: &'m Path, bytes: &'a [u8], logits: &'m str) -> Result<Self, Error> {
+        let tensors = command::tensors(file, bytes)?;
+        let logits = command::logits(file, &tensors, logits)?;
+        Ok(Model { file, tensors, logits })
     }
 
-    /// With what the file has for its rows.
-    fn input<T: Logit>(&self, has_targets: bool) -> Result<Input<'a, T>, Error> {
-        Input::unweighted(self.tensors, &self.logits, &self.args, has_targets)
-            .map_err(|error| self.bad(error))
-    }
-
-    fn bare<T: Logit>(&self) -> Result<Input<'a, T>, Error> {
-        Input::bare(&self.logits, &self.args).map_err(|error| self.bad(error))
+    fn bad(&self, error: tensor::Error) -> Error {
+        bad_input(self.file, error)
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Error> {
-    let other_logits = args.other_logits.as_ref().unwrap_or(&args.logits);
-    let [base, other] =
-        [args.score(&args.base, &args.logits), args.score(&args.other, other_logits)];
-    let (base_file, other_file) = (crate::map(&base.file)?, crate::map(&other.file)?);
-    let base_tensors = crate::tensors(&base.file, &base_file)?;
-    let other_tensors = crate::tensors(&other.file, &other_file)?;
-    let logits = crate::logits(&base.file, &base_tensors, &base.logits)?;
-    let base = Model { tensors: &base_tensors, logits, args: base };
-    let logits = crate::logits(&other.file, &other_tensors, &other.logits)?;
-    let other = Model { tensors: &other_tensors, logits, args: other };
-    match base.logits.dtype() {
-        Dtype::BF16 => with_base::<bf16>(&base, &other, args),
-        Dtype::F16 => with_base::<f16>(&base, &other, args),
-        Dtype::F64 => with_base::<f64>(&base, &other, args),
-        _ => with_base::<f32>(&base, &other, args),
-    }
+    let name = &args.source.logits;
+    let other_name = args.other_logits.as_ref().unwrap_or(name);
+    let (base, other) = (command::map(&args.base)?, command::map(&args.other)?);
+    let base = Model::new(&args.base, &base, name)?;
+    let other = Model::new(&args.other, &other, other_name)?;
+    for_logits!(base.logits.view.dtype(), P => with_base::<P>(&base, &other, args))
 }
 
 fn with_base<P: Logit>(
@@ -174,14 +110,10 @@ fn with_base<P: Logit>(
     other: &Model<'_, '_>,
     args: &Args,
 ) -> Result<(), Error> {
-    let asked = args.targets.is_some() || args.shift.is_some() || args.rows.offsets.is_some();
-    let p = base.input::<P>(asked || base.tensors.tensor(TARGETS).is_ok())?;
-    let summary = match other.logits.dtype() {
-        Dtype::BF16 => compare::<P, bf16>(base, &p, other, args),
-        Dtype::F16 => compare::<P, f16>(base, &p, other, args),
-        Dtype::F64 => compare::<P, f64>(base, &p, other, args),
-        _ => compare::<P, f32>(base, &p, other, args),
-    }?;
+    let p = Input::<P>::unweighted(&base.tensors, &base.logits, &args.source)
+        .map_err(|error| base.bad(error))?;
+    let dtype = other.logits.view.dtype();
+    let summary = for_logits!(dtype, Q => compare::<P, Q>(base, &p, other, args))?;
     let mut out = BufWriter::new(io::stdout().lock());
     let printed = if args.json { summary.json(&mut out) } else { summary.text(&mut out) };
     printed.and_then(|()| out.flush()).map_err(Error::Output)
@@ -193,26 +125,27 @@ fn compare<P: Logit, Q: Logit>(
     other: &Model<'_, '_>,
     args: &Args,
 ) -> Result<Summary, Error> {
-    let q = other.bare::<Q>()?;
+    let q = Input::<Q>::bare(&other.logits, args.source.vocab).map_err(|error| other.bad(error))?;
     let Layout { rows, vocab, .. } = p.layout;
     if (q.layout.rows, q.layout.vocab) != (rows, vocab) {
-        let (name, file) = (&base.args.logits, base.args.file.display());
-        return Err(other.bad(input::Error::Tensor {
-            name: other.args.logits.clone(),
-            found: input::describe(&other.logits),
+        let (name, file) = (base.logits.name, base.file.display());
+        return Err(other.bad(tensor::Error::Tensor {
+            name: other.logits.name.to_owned(),
+            found: describe(&other.logits.view),
             expected: format!("{rows} rows of {vocab} classes, as `{name}` of {file} has"),
         }));
     }
-    p.check_targets().map_err(|error| scoring_error(error, p, &base.args))?;
-    let summary = in_pool(args.threads, || -> Result<Summary, xent::Error> {
-        let backend = args.backend.map_or_else(Backend::selected, Ok)?;
+    let failed = |error| in_words(error, p, base.file, &args.source);
+    p.check_targets().map_err(failed)?;
+    let summary = in_pool(args.compute, || -> Result<Summary, xent::Error> {
+        let backend = args.compute.backend()?;
         let mut compare = xent::Compare::new().backend(backend).beta(args.beta);
-        if let Some(temperature) = args.temperature {
+        if let Some(temperature) = args.transform.temperature {
             compare = compare.temperature(temperature);
         }
         let part = p.part(0..rows);
         if let Some(targets) = part.known_targets() {
-            compare = compare.ignoring(&p.ignored).targets(targets);
+            compare = compare.ignore_indices(&p.ignored).targets(targets);
         }
         let (base, other) = (p.logits(0..rows)?, q.logits(0..rows)?);
         // Rows without classes may be more than memory; others have their elements in a file.
@@ -248,7 +181,7 @@ fn compare<P: Logit, Q: Logit>(
             gb_per_s: bytes / seconds / 1e9,
         })
     })?;
-    let summary = summary.map_err(|error| scoring_error(error, p, &base.args))?;
+    let summary = summary.map_err(failed)?;
     let why = |row| {
         let of = |why: Option<&str>, name| why.map(|why| format!("{why} in {name}"));
         of(p.bad_logits(row), "the base").or_else(|| of(q.bad_logits(row), "the other"))

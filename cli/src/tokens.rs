@@ -1,8 +1,8 @@
 //! Which rows count, and which element of the tensors that go with rows is theirs.
 #![forbid(unsafe_code)]
 
-use crate::input::Error;
 use crate::number::{Integers, Reals};
+use crate::tensor::Error;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 

@@ -533,7 +533,7 @@ fn help() {
         "z[t] - ln(sum_j e^z[j])",
         "as in vLLM",
         "--shift [<K>]",
-        "[default: targets, if there is one]",
+        "[default: targets]",
         "`id:logprob`, at most 128",
         "--sample <SEED>",
         "beside each such `x` there is `x_is`",

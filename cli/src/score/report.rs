@@ -1,11 +1,12 @@
 //! What is printed, as text or as JSON.
 #![forbid(unsafe_code)]
 
-use crate::args::{Reduction, Score};
+use super::args::{Args, Reduction};
+use super::pass::{RowScores, Scores};
+use crate::format::number;
 use crate::input::Input;
 use crate::json::{Field, kind};
 use crate::number::{Logit, Number};
-use crate::score::{RowScores, Scores};
 use serde::{Serialize, Serializer};
 use std::io::{self, Write};
 
@@ -113,9 +114,9 @@ pub(crate) fn print<T: Logit>(
     out: &mut impl Write,
     scores: &Scores<T::Real>,
     input: &Input<'_, T>,
-    args: &Score,
+    args: &Args,
 ) -> io::Result<()> {
-    let shifted = args.shift.is_some();
+    let shifted = args.source.shift.is_some();
     let rows = scores.rows.as_ref().map(|scores| Rows { scores, input, shifted });
     if args.json {
         return json(out, scores, rows, input.layout.vocab, args);
@@ -132,7 +133,7 @@ fn json<T: Logit>(
     scores: &Scores<T::Real>,
     rows: Option<Rows<'_, T>>,
     vocab: usize,
-    args: &Score,
+    args: &Args,
 ) -> io::Result<()> {
     let e = &scores.evaluation;
     let is_reduced = args.reduction != Reduction::None;
@@ -195,16 +196,7 @@ fn table<T: Logit>(out: &mut impl Write, rows: &Rows<'_, T>) -> io::Result<()> {
     Ok(())
 }
 
-/// Six decimals, or six digits after the first where decimals would show nothing.
-pub(crate) fn number(x: f64) -> String {
-    if x != 0.0 && x.is_finite() && !(1e-3..1e12).contains(&x.abs()) {
-        format!("{x:.6e}")
-    } else {
-        format!("{x:.6}")
-    }
-}
-
-fn summary<R>(out: &mut impl Write, scores: &Scores<R>, args: &Score) -> io::Result<()> {
+fn summary<R>(out: &mut impl Write, scores: &Scores<R>, args: &Args) -> io::Result<()> {
     let e = &scores.evaluation;
     // Of one row there is no standard error.
     let with_error = |value: f64, error: f64| match e.count() {
