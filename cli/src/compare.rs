@@ -6,7 +6,7 @@ use crate::command::{self, bad_input, in_pool, in_words};
 use crate::error::{Error, complain};
 use crate::format::{number, shortest};
 use crate::input::{Input, Layout};
-use crate::json::{ByNumber, Field};
+use crate::json::{ByNumber, Field, Statistic};
 use crate::nan::NanRows;
 use crate::number::{Logit, for_logits};
 use crate::tensor::{self, Named, describe};
@@ -15,13 +15,16 @@ use serde::Serialize;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use xent::{AtTargets, Backend, CompareOutputs, Comparison, Estimate};
+use xent::{
+    AtTargets, Backend, CompareOutputs, Comparison, CrossEntropy, Estimate, Logits, RowOutputs,
+    Targets,
+};
 
 const EXAMPLES: &str = "\
 Examples:
   xent compare f16.safetensors q4.safetensors
   xent compare f16.safetensors q4.safetensors --targets input_ids --shift --vocab 50257
-  xent compare teacher.safetensors student.safetensors --temperature 2 --json | jq .kl.mean
+  xent compare teacher.safetensors student.safetensors --temperature 2 --json | jq .kl
   xent compare both.safetensors both.safetensors --logits f16 --other-logits q4
   xent compare f16.safetensors q4.safetensors --targets input_ids --shift --mask attention_mask
 
@@ -36,8 +39,10 @@ Exit status: 0 if the files were compared, 1 if a file is at fault, 2 if the com
 /// there are no perplexities and no probabilities of tokens, and all rows count but those of a
 /// mask. KLD is KL(base||Q) of a row, in nats; Δp is the probability of the target under Q less
 /// that under the base; `Same top p` counts rows with the same most probable class. Standard errors
-/// follow the ±, where there is more than one row. Everything is computed in f64, from files that
-/// are mapped into memory.
+/// follow the ±, where there is more than one row. Divergences and probabilities are computed in f64,
+/// and so are the ratio and the difference of perplexities, which keep their digits where models
+/// agree. The perplexities themselves are those of `xent score`, from a pass of their own over both
+/// files. The files are mapped into memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -70,8 +75,9 @@ pub(crate) struct Args {
 
     /// Print one JSON object instead of text
     ///
-    /// Probabilities are of 1 there, not in percent. Numbers that JSON cannot hold are null, and
-    /// beside each such `x` there is `x_is`: nan, inf or -inf. `nan_rows` counts the rows whose
+    /// The standard error of a statistic `x` is `x_stderr`, and its percentiles by their fraction are
+    /// `x_percentiles`. Probabilities are of 1, not in percent. Numbers that JSON cannot hold are
+    /// null, and beside each such `x` there is `x_is`: nan, inf or -inf. `nan_rows` counts the rows whose
     /// divergence is NaN, and `first_nan_row` is the first of them.
     #[arg(long)]
     json: bool,
@@ -158,6 +164,16 @@ fn compare<P: Logit, Q: Logit>(
         }
         let begin = Instant::now();
         let comparison = compare.evaluate(base, other, outputs)?;
+        let perplexities = match part.known_targets().filter(|_| p.has_targets()) {
+            Some(targets) => {
+                let mut ce = CrossEntropy::new().ignore_indices(&p.ignored).backend(backend);
+                if let Some(temperature) = args.transform.temperature {
+                    ce = ce.temperature(temperature);
+                }
+                Some([perplexity(&ce, base, targets)?, perplexity(&ce, other, targets)?])
+            }
+            None => None,
+        };
         let seconds = begin.elapsed().as_secs_f64();
         let mean = |mut values: Vec<f64>| {
             let mut row = 0..;
@@ -171,7 +187,7 @@ fn compare<P: Logit, Q: Logit>(
             jsd: mean(jsd),
             total_variation: mean(tv),
             nan: (&comparison).into(),
-            has_targets: p.has_targets(),
+            perplexities,
             comparison,
             beta: args.beta,
             vocab,
@@ -192,11 +208,21 @@ fn compare<P: Logit, Q: Logit>(
     Ok(summary)
 }
 
+/// In one call, as `xent score` makes it: sums of sums may differ in their last digits.
+fn perplexity<T: Logit>(
+    ce: &CrossEntropy<'_>,
+    logits: Logits<'_, T>,
+    targets: Targets<'_>,
+) -> Result<Estimate, xent::Error> {
+    let evaluation = ce.evaluate(logits, targets, RowOutputs::new())?;
+    Ok(Estimate { value: evaluation.perplexity(), stderr: evaluation.perplexity_stderr() })
+}
+
 /// Everything that there is to report.
 struct Summary {
     comparison: Comparison,
-    /// Whether those of the comparison are targets, and no stand-ins.
-    has_targets: bool,
+    /// Of the base and of the other, if the targets of the comparison are no stand-ins.
+    perplexities: Option<[Estimate; 2]>,
     /// Of the divergence.
     nan: NanRows,
     reverse_kl: Estimate,
@@ -265,18 +291,16 @@ fn percent(Estimate { value, stderr }: Estimate) -> String {
 }
 
 impl Summary {
-    fn at_targets(&self) -> Option<&AtTargets> {
-        self.comparison.at_targets().filter(|_| self.has_targets)
+    fn at_targets(&self) -> Option<(&AtTargets, [Estimate; 2])> {
+        self.comparison.at_targets().zip(self.perplexities)
     }
 
     /// As llama.cpp lays it out.
     fn text(&self, out: &mut impl Write) -> io::Result<()> {
         let all = &self.comparison;
-        if let Some(at) = self.at_targets() {
+        if let Some((at, [of_base, of_other])) = self.at_targets() {
             writeln!(out, "====== Perplexity statistics ======")?;
-            for (name, e) in
-                [("Mean PPL(Q)", at.other_perplexity()), ("Mean PPL(base)", at.base_perplexity())]
-            {
+            for (name, e) in [("Mean PPL(Q)", of_other), ("Mean PPL(base)", of_base)] {
                 writeln!(out, "{name:<30}: {}", estimate(e))?;
             }
             let correlation = 100.0 * at.correlation();
@@ -302,7 +326,7 @@ impl Summary {
         writeln!(out, "{jsd:<20}: {}", estimate(self.jsd))?;
         writeln!(out, "Mean total variation: {}", estimate(self.total_variation))?;
         writeln!(out, "\n====== Token probability statistics ======")?;
-        if let Some(at) = self.at_targets() {
+        if let Some((at, _)) = self.at_targets() {
             writeln!(out, "Mean    Δp: {}", percent(at.mean_delta_p()))?;
             let values = at.delta_p_percentiles(OF_DELTA_P.map(|(_, fraction)| fraction));
             for ((name, _), value) in OF_DELTA_P.iter().zip(values) {
@@ -320,13 +344,14 @@ impl Summary {
     fn json(&self, out: &mut impl Write) -> io::Result<()> {
         let all = &self.comparison;
         let report = Report {
-            kl: Distribution::new(all.mean_kl(), all.kl_percentiles(FRACTIONS)),
-            reverse_kl: self.reverse_kl.into(),
-            jsd: self.jsd.into(),
+            kl: Statistic::new("kl", all.mean_kl()),
+            kl_percentiles: percentiles(all.kl_percentiles(FRACTIONS)),
+            reverse_kl: Statistic::new("reverse_kl", self.reverse_kl),
+            jsd: Statistic::new("jsd", self.jsd),
             beta: self.beta,
-            total_variation: self.total_variation.into(),
-            same_top: all.same_top().into(),
-            targets: self.at_targets().map(TargetReport::new),
+            total_variation: Statistic::new("total_variation", self.total_variation),
+            same_top: Statistic::new("same_top", all.same_top()),
+            targets: self.at_targets().map(|(at, of_models)| TargetReport::new(at, of_models)),
             count: all.count(),
             ignored: all.ignored(),
             nan_rows: self.nan.count,
@@ -345,12 +370,18 @@ impl Summary {
 /// Numbers that are not finite are written as null by the serializer.
 #[derive(Serialize)]
 struct Report {
-    kl: Distribution,
-    reverse_kl: Mean,
-    jsd: Mean,
+    #[serde(flatten)]
+    kl: Statistic,
+    kl_percentiles: ByNumber<13>,
+    #[serde(flatten)]
+    reverse_kl: Statistic,
+    #[serde(flatten)]
+    jsd: Statistic,
     beta: f64,
-    total_variation: Mean,
-    same_top: Mean,
+    #[serde(flatten)]
+    total_variation: Statistic,
+    #[serde(flatten)]
+    same_top: Statistic,
     #[serde(skip_serializing_if = "Option::is_none")]
     targets: Option<TargetReport>,
     count: u64,
@@ -369,65 +400,44 @@ struct Report {
 
 #[derive(Serialize)]
 struct TargetReport {
-    perplexity: Mean,
-    base_perplexity: Mean,
+    #[serde(flatten)]
+    perplexity: Statistic,
+    #[serde(flatten)]
+    base_perplexity: Statistic,
     #[serde(flatten)]
     correlation: Field<f64>,
-    log_ratio: Mean,
-    ratio: Mean,
-    difference: Mean,
-    delta_p: Distribution,
-    rms_delta_p: Mean,
+    #[serde(flatten)]
+    log_ratio: Statistic,
+    #[serde(flatten)]
+    ratio: Statistic,
+    #[serde(flatten)]
+    difference: Statistic,
+    #[serde(flatten)]
+    delta_p: Statistic,
+    delta_p_percentiles: ByNumber<13>,
+    #[serde(flatten)]
+    rms_delta_p: Statistic,
 }
 
 impl TargetReport {
-    fn new(at: &AtTargets) -> Self {
+    fn new(at: &AtTargets, [of_base, of_other]: [Estimate; 2]) -> Self {
         TargetReport {
-            perplexity: at.other_perplexity().into(),
-            base_perplexity: at.base_perplexity().into(),
+            perplexity: Statistic::new("perplexity", of_other),
+            base_perplexity: Statistic::new("base_perplexity", of_base),
             correlation: Field::number("correlation", at.correlation()),
-            log_ratio: at.log_ratio().into(),
-            ratio: at.ratio().into(),
-            difference: at.difference().into(),
-            delta_p: Distribution::new(at.mean_delta_p(), at.delta_p_percentiles(FRACTIONS)),
-            rms_delta_p: at.rms_delta_p().into(),
+            log_ratio: Statistic::new("log_ratio", at.log_ratio()),
+            ratio: Statistic::new("ratio", at.ratio()),
+            difference: Statistic::new("difference", at.difference()),
+            delta_p: Statistic::new("delta_p", at.mean_delta_p()),
+            delta_p_percentiles: percentiles(at.delta_p_percentiles(FRACTIONS)),
+            rms_delta_p: Statistic::new("rms_delta_p", at.rms_delta_p()),
         }
     }
-}
-
-#[derive(Serialize)]
-struct Mean {
-    #[serde(flatten)]
-    value: Field<f64>,
-    #[serde(flatten)]
-    stderr: Field<f64>,
-}
-
-impl From<Estimate> for Mean {
-    fn from(Estimate { value, stderr }: Estimate) -> Self {
-        Mean { value: Field::number("value", value), stderr: Field::number("stderr", stderr) }
-    }
-}
-
-/// A mean, and percentiles by their fraction.
-#[derive(Serialize)]
-struct Distribution {
-    #[serde(flatten)]
-    mean: Field<f64>,
-    #[serde(flatten)]
-    stderr: Field<f64>,
-    percentiles: ByNumber<13>,
 }
 
 const FRACTIONS: [f64; 13] =
     [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0];
 
-impl Distribution {
-    fn new(Estimate { value, stderr }: Estimate, values: [f64; 13]) -> Self {
-        Distribution {
-            mean: Field::number("mean", value),
-            stderr: Field::number("stderr", stderr),
-            percentiles: ByNumber { keys: FRACTIONS, values },
-        }
-    }
+fn percentiles(values: [f64; 13]) -> ByNumber<13> {
+    ByNumber { keys: FRACTIONS, values }
 }

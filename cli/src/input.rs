@@ -255,7 +255,12 @@ impl<'a, T: Logit> Input<'a, T> {
         self.ignored.iter().any(|&ignored| id == ignored.into())
     }
 
-    /// Whether a row counts.
+    /// Whether a row counts in means: it is kept, and its token weight is not 0.
+    pub(crate) fn counts(&self, row: usize) -> bool {
+        self.is_kept(row) && self.weight_of(row) != 0.0
+    }
+
+    /// Whether a row is read.
     pub(crate) fn is_kept(&self, row: usize) -> bool {
         match self.answers {
             Answers::Ids(_) => self.id(row).is_some_and(|id| !self.is_ignored(id)),
@@ -356,11 +361,14 @@ impl<'a, T: Logit> Input<'a, T> {
     /// The sum of the token weights of the rows that count, or their number.
     pub(crate) fn weight_of_rows(&self) -> f64 {
         let rows = (0..self.layout.rows).filter(|&row| self.is_kept(row));
-        rows.fold(0.0, |sum, row| {
-            sum + self.token_weights.as_ref().map_or(1.0, |weights| {
-                let element = self.kept.steps.element(row, weights.is_cut);
-                element.map_or(0.0, |i| weights.values.get(i))
-            })
+        rows.fold(0.0, |sum, row| sum + self.weight_of(row))
+    }
+
+    /// The token weight of a row, 1 unless the file has others.
+    fn weight_of(&self, row: usize) -> f64 {
+        self.token_weights.as_ref().map_or(1.0, |weights| {
+            let element = self.kept.steps.element(row, weights.is_cut);
+            element.map_or(0.0, |i| weights.values.get(i))
         })
     }
 

@@ -29,7 +29,7 @@ Exit status: 0 if the file was read to its end, 1 if a file is at fault, 2 if th
 /// Log-probabilities of the tokens that logits in a safetensors file are of, row by row
 ///
 /// Of each row: the target, its log-probability and its rank, the argmax, and what the options ask
-/// for. Without targets the log-probability is that of the argmax, and there are no ranks. The file
+/// for. Without targets there are the argmax and its log-probability, and no ranks. The file
 /// is that of `xent score`. Rows are printed as they are computed, a bounded number at a time, so
 /// that neither the file nor the output needs to fit into memory; targets are checked before
 /// anything is printed. Rows are counted through all sequences. The last line has the means over
@@ -90,7 +90,8 @@ pub(crate) struct Args {
     /// Print one JSON object per row, each on a line of its own, instead of text
     ///
     /// The keys are `row`, `target`, `logprob`, `rank`, `strict_rank` (one more than the number of
-    /// logits above that of the target), `argmax`, and as asked for `entropy`, `varentropy`,
+    /// logits above that of the target), `argmax`, without targets `argmax_logprob` instead of all
+    /// that is about them, and as asked for `entropy`, `varentropy`,
     /// `sampled`, `sampled_logprob` and `top`, a list of `id` and `logprob`. Ignored rows have
     /// `row`, `target` and `"ignored":true` alone. Numbers are in the shortest form that reads back
     /// as the same number. Those that JSON cannot hold are null, and beside each such `x` there is
@@ -282,12 +283,15 @@ struct Row<R: Number> {
 #[derive(Serialize)]
 struct Found<R: Number> {
     #[serde(flatten)]
-    logprob: Field<R>,
+    logprob: Option<Field<R>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rank: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     strict_rank: Option<i64>,
     argmax: i64,
+    /// Where there are no targets.
+    #[serde(flatten)]
+    argmax_logprob: Option<Field<R>>,
     #[serde(flatten)]
     entropy: Option<Field<R>>,
     #[serde(flatten)]
@@ -298,6 +302,13 @@ struct Found<R: Number> {
     sampled_logprob: Option<Field<R>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     top: Option<Vec<Token<R>>>,
+}
+
+impl<R: Number> Found<R> {
+    /// The log-probability of the target, or without targets of the argmax.
+    fn main_logprob(&self) -> Option<Field<R>> {
+        self.logprob.or(self.argmax_logprob)
+    }
 }
 
 #[derive(Serialize)]
@@ -321,20 +332,20 @@ impl<T: Logit> Batch<'_, '_, T> {
         let (args, found) = (self.pass.args, &self.found);
         let of_row = |key, all: &[T::Real]| all.get(i).map(|&x| Field::number(key, x));
         let token = |(id, logprob)| Token { id, logprob: Field::number("logprob", logprob) };
-        // The target's, or else that of the argmax, which is the first of the top.
-        let logprob = match self.pass.input.has_targets() {
-            true => found.logprobs.get(i).copied(),
-            false => found.top(i).next().map(|(_, logprob)| logprob),
-        };
         let sampled = |&id: &i64| match id {
             0.. => Field::some(Field::integer("sampled", id)),
             _ => Field::none("sampled"),
         };
+        // Without targets the library may have been told stand-ins.
+        let has_targets = self.pass.input.has_targets();
+        // The argmax is the first of the top.
+        let of_argmax = |(_, logprob)| Field::number("argmax_logprob", logprob);
         Found {
-            logprob: Field::number("logprob", logprob.unwrap_or_default()),
+            logprob: of_row("logprob", &found.logprobs).filter(|_| has_targets),
             rank: found.ranks.get(i).copied(),
             strict_rank: found.strict_ranks.get(i).copied(),
             argmax: found.argmax[i],
+            argmax_logprob: found.top(i).next().map(of_argmax).filter(|_| !has_targets),
             entropy: of_row("entropy", &found.entropy),
             varentropy: of_row("varentropy", &found.varentropy),
             sampled: found.sampled.get(i).map(sampled),
@@ -366,7 +377,7 @@ impl<T: Logit> Batch<'_, '_, T> {
         if input.has_targets() {
             write!(out, " {:>8} {:>w$} {:>8} {:>8}", "target", "logprob", "rank", "argmax")?;
         } else {
-            write!(out, " {:>8} {:>w$}", "argmax", "logprob")?;
+            write!(out, " {:>8} {:>w$}", "argmax", "argmax-logprob")?;
         }
         for (wanted, name) in [(args.entropy, "entropy"), (args.varentropy, "varentropy")] {
             if wanted {
@@ -389,7 +400,7 @@ impl<T: Logit> Batch<'_, '_, T> {
             x.map_or_else(|| "-".to_owned(), |Field { value, .. }| format!("{value:?}"))
         };
         let int = |x: Option<i64>| x.map_or_else(|| "-".to_owned(), |x| x.to_string());
-        let logprob = float(found.map(|found| found.logprob));
+        let logprob = float(found.and_then(Found::main_logprob));
         let argmax = int(found.map(|found| found.argmax));
         write!(out, "{row:>8}")?;
         if let Some(target) = target {
@@ -426,7 +437,7 @@ impl Totals {
             return;
         };
         self.kept += 1;
-        let logprob: f64 = found.logprob.value.into();
+        let logprob = found.main_logprob().map_or(f64::NAN, |logprob| logprob.value.into());
         if logprob.is_nan() {
             self.nan += 1;
             self.first_nan.get_or_insert(row.row);

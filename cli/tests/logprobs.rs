@@ -90,7 +90,7 @@ fn the_table_without_targets() {
     let file = files.tensors("bare", &tensors);
     assert_eq!(
         stdout(&file, &["--logits=x"]),
-        "     row   argmax        logprob
+        "     row   argmax argmax-logprob
        0        2    -0.40760598
        1        2     -0.2413113
        2        0     -1.0986123
@@ -101,7 +101,7 @@ rows 4; mean logprob of the argmax -0.610169
     );
     let top = stdout(&file, &["--logits=x", "--top=1", "--vocab=2", "--entropy"]);
     let lines: Vec<&str> = top.lines().collect();
-    assert_eq!(lines[0], "     row   argmax        logprob        entropy top");
+    assert_eq!(lines[0], "     row   argmax argmax-logprob        entropy top");
     assert_eq!(lines[4], "       3        1            0.0            0.0 1:0.0");
     assert!(lines[6].starts_with("rows 4; mean logprob of the argmax -0."), "{top}");
     assert!(lines[6].contains("; mean entropy 0."), "{top}");
@@ -131,7 +131,7 @@ fn one_json_object_per_row() {
     );
     let bare = files.tensors("bare", &[("logits", Dtype::F32, vec![1, 3], bytes(&LOGITS[..3]))]);
     let line = stdout(&bare, &["--json"]);
-    assert_eq!(line, "{\"row\":0,\"logprob\":-0.40760598,\"argmax\":2}\n");
+    assert_eq!(line, "{\"row\":0,\"argmax\":2,\"argmax_logprob\":-0.40760598}\n");
 }
 
 #[test]

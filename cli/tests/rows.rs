@@ -70,7 +70,7 @@ fn all(file: &Path, args: &[&str]) -> Vec<Value> {
     let to = grad.to_str().unwrap();
     let mut of_score = results(json(file, &[args, &["--grad", to]].concat()));
     for row in of_score["rows"].as_array_mut().unwrap() {
-        // There only where the file has them elsewhere.
+        // The target of an ignored row is shown as it is, or the first ignored id instead.
         row.as_object_mut().unwrap().remove("target");
     }
     let compare = run(&[&["compare", "--json"], args].concat(), &[file, file]);
@@ -309,7 +309,7 @@ fn an_attention_mask_is_of_the_tokens_that_are_predicted() {
     let args = ["--targets=input_ids", "--mask=attention_mask", "--shift"];
     let report = json(&file, &args);
     // 2 and 3 of the first, 5 and 6 of the second, all but the first of the third.
-    let count = |row: &Value| row["argmax"] != -1;
+    let count = |row: &Value| row["ignored"] != true;
     let rows = report["rows"].as_array().unwrap();
     let counted: Vec<usize> = (0..ROWS).filter(|&row| count(&rows[row])).collect();
     assert_eq!(counted, [1, 2, 4, 5, 8, 9, 10]);
@@ -414,12 +414,20 @@ fn token_weights_of_every_type() {
         for ((loss, mean, losses), shift) in &cases {
             for grad in [&[][..], &["--grad", grad.to_str().unwrap()]] {
                 let report = json(&file, &[shift, grad, &["--token-weights=w"]].concat());
+                let rows = report["rows"].as_array().unwrap().iter();
+                let ignored = rows.filter(|row| row["ignored"] == true).count();
+                assert_eq!(report["ignored"], json!(ignored), "{dtype}");
                 assert_eq!(report["loss"], json!(loss), "{dtype}");
                 assert!(
                     (report["bits_per_token"].as_f64().unwrap() - mean / 2f64.ln()).abs() < 1e-12
                 );
                 for (row, loss) in report["rows"].as_array().unwrap().iter().zip(losses) {
-                    assert_eq!(row["loss"].to_string(), format!("{loss:?}"), "{dtype}");
+                    // A row of weight 0 does not count, but was read.
+                    match row.get("loss") {
+                        Some(of_row) => assert_eq!(of_row.to_string(), format!("{loss:?}")),
+                        None => assert_eq!((&row["ignored"], *loss), (&json!(true), 0.0)),
+                    }
+                    assert!(row["ignored"] == true || *loss != 0.0, "{dtype}: {row}");
                 }
             }
         }
@@ -754,7 +762,7 @@ fn rows_with_target_probabilities_may_be_masked() {
     for args in [&[][..], &["--reduction=sum"], &["--reduction=mean-over:3", "--z-loss=0.1"]] {
         let ((report, grad), (want, want_grad)) = (scored(&masked, args), scored(&alone, args));
         assert_eq!((&report["count"], &report["ignored"]), (&json!(8), &json!(4)));
-        for key in ["loss", "perplexity", "stderr", "accuracy"] {
+        for key in ["loss", "perplexity", "nll_stderr", "accuracy"] {
             let of = |report: &Value| report[key].as_f64().unwrap();
             assert!((of(&report) - of(&want)).abs() <= 1e-12 * of(&want).abs(), "{key}");
         }
@@ -763,13 +771,15 @@ fn rows_with_target_probabilities_may_be_masked() {
             bytes.iter().map(|&x| f32::from_le_bytes(x)).collect()
         };
         for (i, &row_of_file) in kept.iter().enumerate() {
-            assert_eq!(report["rows"][row_of_file], want["rows"][i]);
+            let mut want = want["rows"][i].clone();
+            want["row"] = json!(row_of_file);
+            assert_eq!(report["rows"][row_of_file], want);
             for (a, b) in row(&grad, row_of_file).iter().zip(row(&want_grad, i)) {
                 assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} {b}");
             }
         }
         assert_eq!(row(&grad, 0), [0.0; VOCAB]);
-        assert_eq!(report["rows"][0]["argmax"], json!(-1));
+        assert_eq!(report["rows"][0], json!({"row": 0, "target": -100, "ignored": true}));
     }
     // All rows, or none.
     let none = write("none", &x, &q, vec![0; ROWS]);

@@ -13,6 +13,7 @@ Examples:
   xent score dump.safetensors
   xent score dump.safetensors --logits lm_head.out --targets labels --ignore-index -1
   xent score dump.safetensors --json | jq .perplexity
+  xent score dump.safetensors --json --per-token | jq -c '.rows[] | select(.loss > 9)'
   xent score dump.safetensors --targets input_ids --shift --vocab 50257
   xent score dump.safetensors --label-smoothing 0.1 --weight class_weights --grad grad.safetensors
   xent score student.safetensors --target-probs teacher --temperature 2
@@ -60,22 +61,24 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) compute: Compute,
 
-    /// Also print one line per row
+    /// Also print what was found of each row
     ///
-    /// The target shown is what the row was scored against: with --shift the token K rows later, with
-    /// --target-probs the most probable class.
+    /// A table above the summary; in JSON `rows`, a list of objects with `row`, `target`, `loss`,
+    /// `lse`, `logprob`, `argmax` and `correct`. The target is what the row was scored against:
+    /// with --shift the token K rows later, with --target-probs the most probable class. Rows that
+    /// do not count are marked `ignored`; those that were not read have no numbers.
     #[arg(long)]
     pub(crate) per_token: bool,
 
-    /// Print one JSON object, rows included, instead of text
+    /// Print one JSON object instead of text
     ///
-    /// Numbers are in the shortest form that reads back as the same number. Those that JSON cannot
-    /// hold are null, and beside each such `x` there is `x_is`: nan, inf or -inf, or none where no
-    /// loss was asked for. `loss_is` is always there. `nan_rows` counts the rows whose loss is NaN,
-    /// and `first_nan_row` is the first of them. --z-loss adds `cross_entropy` and `z_loss`, the
-    /// two parts of `loss`, and `z_loss` to each row; --shift adds its `target` to each row. Where
-    /// options make the loss differ from the mean of -ln p[t], `nll` is that mean, which `stderr`
-    /// is the standard error of.
+    /// The standard error of a statistic `x` is `x_stderr`. Numbers are in the shortest form that
+    /// reads back as the same number. Those that JSON cannot hold are null, and beside each such
+    /// `x` there is `x_is`: nan, inf or -inf, or none where no loss was asked for. `loss_is` is
+    /// always there. `nll` is the mean of -ln p[t], which `loss` is too unless options make it
+    /// another. `nan_rows` counts the rows whose loss is NaN, and `first_nan_row` is the first of
+    /// them. --z-loss adds `cross_entropy` and `z_loss`, the two parts of `loss`, and `z_loss` to
+    /// each row. In a row that does not count `ignored` is true.
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -154,7 +157,7 @@ pub(crate) struct Gradient {
 impl Args {
     /// Whether there is anything to print row by row.
     pub(crate) fn wants_rows(&self) -> bool {
-        self.json || self.per_token || self.reduction == Reduction::None
+        self.per_token || self.reduction == Reduction::None
     }
 
     /// Whether the mean of the row losses may be another number than that of the negative
