@@ -39,8 +39,8 @@ Exit status: 0 if the files were compared, 1 if a file is at fault, 2 if the com
 /// there are no perplexities and no probabilities of tokens, and all rows count but those of a
 /// mask. KLD is KL(base||Q) of a row, in nats; Δp is the probability of the target under Q less
 /// that under the base; `Same top p` counts rows with the same most probable class. Standard errors
-/// follow the ±, where there is more than one row. Divergences and probabilities are computed in f64,
-/// and so are the ratio and the difference of perplexities, which keep their digits where models
+/// follow the ±, where there is more than one row. Divergences and probabilities are computed in
+/// f64, and so are ratio and difference of perplexities, which keep their digits where models
 /// agree. The perplexities themselves are those of `xent score`, from a pass of their own over both
 /// files. The files are mapped into memory.
 #[derive(Debug, clap::Args)]
@@ -75,10 +75,10 @@ pub(crate) struct Args {
 
     /// Print one JSON object instead of text
     ///
-    /// The standard error of a statistic `x` is `x_stderr`, and its percentiles by their fraction are
-    /// `x_percentiles`. Probabilities are of 1, not in percent. Numbers that JSON cannot hold are
-    /// null, and beside each such `x` there is `x_is`: nan, inf or -inf. `nan_rows` counts the rows whose
-    /// divergence is NaN, and `first_nan_row` is the first of them.
+    /// The standard error of a statistic `x` is `x_stderr`, and its percentiles by their fraction
+    /// are `x_percentiles`. Probabilities are of 1, not in percent. Numbers that JSON cannot hold
+    /// are null, and beside each such `x` there is `x_is`: nan, inf or -inf. `nan_rows` counts the
+    /// rows whose divergence is NaN, and `first_nan_row` is the first of them.
     #[arg(long)]
     json: bool,
 }
