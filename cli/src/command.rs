@@ -59,11 +59,10 @@ pub(crate) fn in_words<T: Logit>(
             let ignored = source.rows.ignore_index.clone();
             Error::Target { file, tensor, row, target, vocab, ignored }
         }
-        // A backend is a bad `XENT_BACKEND`: `--backend` was checked with the rest of the command
-        // line.
-        xent::Error::UnknownBackend { .. }
-        | xent::Error::BackendUnavailable { .. }
-        | xent::Error::IgnoreIndexWithProbs { .. } => Error::Usage(error),
+        xent::Error::UnknownBackend { .. } | xent::Error::BackendUnavailable { .. } => {
+            Error::Environment(error)
+        }
+        xent::Error::IgnoreIndexWithProbs { ignore_index } => Error::IgnoredClass(ignore_index),
         xent::Error::Option { option, value, range } => Error::Option { option, value, range },
         _ => Error::Score { file, error },
     }

@@ -9,7 +9,7 @@ use crate::input::{Input, Layout};
 use crate::json::{ByNumber, Field, Statistic};
 use crate::nan::NanRows;
 use crate::number::{Logit, for_logits};
-use crate::tensor::{self, Named, describe};
+use crate::tensor::{self, Named, wrong};
 use safetensors::SafeTensors;
 use serde::Serialize;
 use std::io::{self, BufWriter, Write};
@@ -135,11 +135,13 @@ fn compare<P: Logit, Q: Logit>(
     let Layout { rows, vocab, .. } = p.layout;
     if (q.layout.rows, q.layout.vocab) != (rows, vocab) {
         let (name, file) = (base.logits.name, base.file.display());
-        return Err(other.bad(tensor::Error::Tensor {
-            name: other.logits.name.to_owned(),
-            found: describe(&other.logits.view),
-            expected: format!("{rows} rows of {vocab} classes, as `{name}` of {file} has"),
-        }));
+        let fewer = vocab.min(q.layout.vocab);
+        let common = match q.layout.rows == rows && fewer > 0 {
+            true => format!("; `--vocab {fewer}` compares the first {fewer} classes"),
+            false => String::new(),
+        };
+        let expected = format!("{rows} rows of {vocab} classes, as `{name}` of {file} has{common}");
+        return Err(other.bad(wrong(other.logits.name, &other.logits.view, &expected)));
     }
     let failed = |error| in_words(error, p, base.file, &args.source);
     p.check_targets().map_err(failed)?;

@@ -18,7 +18,7 @@ pub(crate) enum Error {
     #[error(
         "{}: {tensor}: row {row}: target {target} is out of range for a vocabulary of {vocab}; {}",
         file.display(),
-        ignored_ids(ignored)
+        ignored_ids(ignored, *target)
     )]
     Target {
         file: PathBuf,
@@ -32,24 +32,32 @@ pub(crate) enum Error {
     Score { file: PathBuf, error: xent::Error },
     #[error("{}: {error}", file.display())]
     Gradient { file: PathBuf, error: gradient::Error },
-    #[error("{0}")]
-    Usage(xent::Error),
+    // `--backend` was checked with the rest of the command line.
+    #[error("environment variable XENT_BACKEND: {0}; unset it, or say --backend")]
+    Environment(xent::Error),
+    #[error(
+        "--ignore-index {0} is a class, and with --target-probs no row has a target to compare it with; \
+         leave rows out with --mask"
+    )]
+    IgnoredClass(i64),
     #[error("--{} {value}: it must be {range}", option.replace('_', "-"))]
     Option { option: &'static str, value: String, range: &'static str },
-    #[error("cannot start {threads} threads: {error}")]
+    #[error("cannot start {threads} threads: {error}; ask for fewer with --threads")]
     Threads { threads: u16, error: rayon::ThreadPoolBuildError },
     #[error("standard output: {0}")]
     Output(io::Error),
 }
 
-fn ignored_ids(ids: &[i64]) -> String {
-    match ids {
-        [id] => format!("the ignore index is {id}"),
-        ids => {
-            let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
-            format!("the ignore indices are {}", ids.join(", "))
-        }
+/// What is ignored, and how a target that is not would be.
+fn ignored_ids(ids: &[i64], target: i128) -> String {
+    let list = |between| ids.iter().map(i64::to_string).collect::<Vec<_>>().join(between);
+    let are = if ids.len() == 1 { "index is" } else { "indices are" };
+    let mut text = format!("the ignore {are} {}", list(", "));
+    // Others are no ids that the option takes.
+    if i64::try_from(target).is_ok() {
+        text += &format!("; `--ignore-index={},{target}` leaves out such rows too", list(","));
     }
+    text
 }
 
 /// One line on standard error, whatever the names in a file have in them.

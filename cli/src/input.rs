@@ -447,6 +447,21 @@ impl<'a> Finder<'_, 'a> {
         wrong(name, view, &format!("{types} {shapes} to go with `{logits}` {found}{vocab}"))
     }
 
+    /// What is wrong with a tensor of tokens, with a hint if it has one token fewer per sequence.
+    fn of_tokens(&self, mut error: Error) -> Error {
+        let mut cut = self.layout.of_rows().to_vec();
+        if let (Some(time @ 2..), None) = (cut.last_mut(), self.source.shift)
+            && let Error::Tensor { name, expected, .. } = &mut error
+            && let Ok(view) = self.tensors.tensor(name)
+        {
+            *time -= 1;
+            if view.shape().len() >= cut.len() && is_same_but_for_1(&cut, view.shape()) {
+                expected.push_str("; `--shift` takes one token fewer per sequence");
+            }
+        }
+        error
+    }
+
     /// Finds what has an element per row, or per token, and reads it.
     fn per_token<V>(
         &self,
@@ -464,7 +479,8 @@ impl<'a> Finder<'_, 'a> {
             *time -= by;
             shapes.push((&cut, is_same_but_for_1));
         }
-        let (view, shape) = self.tensor(what, name, types, &shapes)?;
+        let (view, shape) =
+            self.tensor(what, name, types, &shapes).map_err(|error| self.of_tokens(error))?;
         let Some(values) = read(name, &view)? else {
             return Err(self.does_not_fit(name, &view, types, &shapes));
         };

@@ -55,7 +55,8 @@ fn main() -> ExitCode {
     };
     let usage = matches!(
         error,
-        Error::Usage(_)
+        Error::Environment(_)
+            | Error::IgnoredClass(_)
             | Error::Option { .. }
             | Error::Gradient { error: gradient::Error::IsInput, .. }
     );

@@ -95,9 +95,11 @@ impl Role<'_> {
             let _ = write!(text, " and {} more", all.len() - SHOWN);
         }
         let mut candidates = all.iter().filter(|(_, view)| (self.fits)(view));
-        if let (Some((name, _)), None) = (candidates.next(), candidates.next()) {
-            let _ = write!(text, "; try `--{} {name}`", self.flag);
-        }
+        let _ = match (candidates.next(), candidates.next()) {
+            (Some((name, _)), None) => write!(text, "; try `--{} {name}`", self.flag),
+            (Some(_), Some(_)) => write!(text, "; name the right one with `--{}`", self.flag),
+            (None, _) => Ok(()),
+        };
         text
     }
 }

@@ -141,7 +141,10 @@ impl<'a> Mask<'a> {
                 name: name.to_owned(),
                 at: format!("element {:?}", index(view.shape(), i)),
                 value: format!("{:?}", reals.get(i)),
-                expected: "0 for rows to leave out and a positive number for others".to_owned(),
+                expected:
+                    "0 for rows to leave out and a positive number for others; of a mask that is \
+                           added to attention scores, write `mask == 0`"
+                        .to_owned(),
             }),
         }
     }

@@ -279,6 +279,10 @@ fn what_is_wrong_is_said_in_one_line() {
             base.display()
         )
     );
+    let narrow = ("logits", Dtype::F32, vec![ROWS, 3], bytes(&[0.0_f32; 3 * ROWS]));
+    let narrow = dir.tensors("narrow", &[narrow]);
+    let message = fails(&base, &narrow, &[], 1);
+    assert!(message.ends_with(" has; `--vocab 3` compares the first 3 classes"), "{message}");
     let message = fails(&base, &short, &["--vocab", "4"], 1);
     assert!(message.starts_with(&short.display().to_string()), "{message}");
     assert!(message.contains("4 or more classes for --vocab 4"), "{message}");
@@ -296,7 +300,7 @@ fn what_is_wrong_is_said_in_one_line() {
         message,
         format!(
             "{}: tensor `targets`: row 1: target 37 is out of range for a vocabulary of 30; \
-             the ignore index is -100",
+             the ignore index is -100; `--ignore-index=-100,37` leaves out such rows too",
             base.display()
         )
     );

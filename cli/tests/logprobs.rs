@@ -441,7 +441,7 @@ fn targets_are_checked_before_anything_is_printed() {
         assert_eq!(
             bad_file(&file, args),
             ": tensor `targets`: row 39999: target 2 is out of range for a vocabulary of 2; \
-             the ignore index is -100"
+             the ignore index is -100; `--ignore-index=-100,2` leaves out such rows too"
         );
     }
     let lines = json_lines(&file, &["--ignore-index", "2", "--threads=1"]);
@@ -520,7 +520,7 @@ fn command_lines() {
     let files = Files::new();
     let file = files.dump(&[0.0; 4], 2, &[0, 1]);
     let output = xent().env("XENT_BACKEND", "mmx").arg("logprobs").arg(&file).output().unwrap();
-    assert!(failure(&output, 2).starts_with("unknown backend `mmx`; available: "));
+    assert!(failure(&output, 2).contains("XENT_BACKEND: unknown backend `mmx`; available: "));
 }
 
 #[test]

@@ -136,12 +136,17 @@ fn targets_out_of_range_of_every_integer_type() {
     let files = Files::new();
     let max = u64::MAX.to_string();
     let fails = |dtype, ids: Vec<u8>, target: &str| {
+        // Ids to ignore are of I64.
+        let hint = match target.parse::<i64>() {
+            Ok(_) => format!("; `--ignore-index=-100,{target}` leaves out such rows too"),
+            Err(_) => String::new(),
+        };
         let n = ids.len() * 8 / Dtype::bitsize(&dtype);
         let logits = ("logits", Dtype::F32, vec![n, 2], vec![0; n * 8]);
         let file = files.tensors("bad", &[logits, ("targets", dtype, vec![n], ids)]);
         let expected = format!(
             "{}: tensor `targets`: row 1: target {target} is out of range for a vocabulary of 2; \
-             the ignore index is -100",
+             the ignore index is -100{hint}",
             file.display()
         );
         for command in ["score", "logprobs", "compare"] {
@@ -222,7 +227,7 @@ fn several_ids_may_be_ignored() {
     assert!(
         message.ends_with(
             "tensor `targets`: row 1: target -1 is out of range for a vocabulary of 7; \
-             the ignore indices are 5, -100"
+             the ignore indices are 5, -100; `--ignore-index=5,-100,-1` leaves out such rows too"
         ),
         "{message}"
     );
@@ -236,7 +241,10 @@ fn several_ids_may_be_ignored() {
     );
     let args = ["--target-probs=q", "--ignore-index=-1,3,-100"];
     let message = failure(&score(&file, args), 2);
-    assert_eq!(message, "ignore_index 3 means nothing for probability targets");
+    assert!(
+        message.starts_with("--ignore-index 3 is a class, and with --target-probs "),
+        "{message}"
+    );
     assert_eq!(json(&file, &["--target-probs=q", "--ignore-index=-1,-2"])["ignored"], json!(0));
 }
 
@@ -378,7 +386,8 @@ fn float_masks_that_mean_something_else_are_errors() {
             failure(&score(&file, ["--mask=m"]), 1),
             format!(
                 "{}: tensor `m`: element [1, 1] is {shown}, expected 0 for rows to leave out and a \
-                 positive number for others",
+                 positive number for others; of a mask that is added to attention scores, write \
+                 `mask == 0`",
                 file.display()
             )
         );
@@ -645,7 +654,10 @@ fn targets_that_were_cut_already() {
             }
             // Without a shift they do not go with these logits, nor with another.
             let file = files.tensors("cut", &[logits(of_rows), ids(true)]);
-            assert!(failure(&score(&file, [""; 0]), 1).contains("`targets` is U8 "));
+            let message = failure(&score(&file, [""; 0]), 1);
+            assert!(message.contains("`targets` is U8 "), "{message}");
+            let hint = "; `--shift` takes one token fewer per sequence";
+            assert_eq!(message.ends_with(hint), by == 1, "{message}");
             let message = failure(&score(&file, [format!("--shift={}", by % 3 + 1)]), 1);
             assert!(message.contains("`targets` is U8 ") && message.contains(" or ["), "{message}");
         }
@@ -789,7 +801,7 @@ fn rows_with_target_probabilities_may_be_masked() {
     for (file, args) in [(&masked, "--mask=m"), (&none, "--mask=m"), (&alone, "--mask=m")] {
         let args = ["--target-probs=q", "--ignore-index=1", args];
         let message = failure(&score(file, args), 2);
-        assert_eq!(message, "ignore_index 1 means nothing for probability targets");
+        assert!(message.starts_with("--ignore-index 1 is a class, and "), "{message}");
     }
 }
 
