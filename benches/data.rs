@@ -1,10 +1,12 @@
 //! How much longer each operation takes for some rows than for random ones: `cargo bench --bench data [-- CLASSES]`.
 //!
 //! One row of 151,936 classes, or as many as asked for, on one thread; medians of ratios that are taken in turn.
+//! `--row` and `--operation` select by a part of a name, and `--list` prints all names.
 
 #[allow(dead_code, reason = "a part of it is for the other benches")]
 mod common;
 
+use clap::Parser;
 use common::{Batch, fastest_backend};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -144,19 +146,57 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// How much longer each operation takes for some rows than for random ones.
+#[derive(Parser)]
+#[command(bin_name = "cargo bench --bench data --")]
+struct Options {
+    /// The length of the row.
+    #[arg(default_value = "151936", value_parser = clap::value_parser!(u32).range(1..))]
+    classes: u32,
+    /// Takes only the rows that have this in their name.
+    #[arg(long, value_name = "SUBSTRING", default_value = "", hide_default_value = true)]
+    row: String,
+    /// Takes only the operations that have this in their name.
+    #[arg(long, value_name = "SUBSTRING", default_value = "", hide_default_value = true)]
+    operation: String,
+    /// Prints the names of rows and operations, and measures nothing.
+    #[arg(long)]
+    list: bool,
+    /// Cargo passes it.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
+}
+
+/// Keeps what has `part` in its name; where nothing has, says what there is, and ends the program.
+fn select<T>(what: &str, all: &mut Vec<(&'static str, T)>, part: &str) {
+    if !all.iter().any(|(name, _)| name.contains(part)) {
+        let names: Vec<&str> = all.iter().map(|&(name, _)| name).collect();
+        eprintln!("no {what} has {part:?} in its name; there are {}", names.join(", "));
+        std::process::exit(2);
+    }
+    all.retain(|(name, _)| name.contains(part));
+}
+
 fn main() {
-    let classes = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
-    let batch = Batch::new(1, classes.unwrap_or(151_936));
+    let options = Options::parse();
+    let batch = Batch::new(1, options.classes as usize);
     let target = [(batch.vocab / 3) as i64];
     let backend = fastest_backend();
+    let mut rows = rows(&batch.logits);
+    let mut all = operations(batch.vocab, &target, backend);
+    select("row", &mut rows, &options.row);
+    select("operation", &mut all, &options.operation);
+    if options.list {
+        rows.iter().for_each(|(name, _)| println!("row {name}"));
+        all.iter().for_each(|(name, _)| println!("operation {name}"));
+        return;
+    }
     println!("one row of {} classes, {backend}; random: us, others: ratio to random", batch.vocab);
     let seconds = |f: &mut dyn FnMut(&[f32]), x: &[f32]| {
         let start = Instant::now();
         f(x);
         start.elapsed().as_secs_f64()
     };
-    let rows = rows(&batch.logits);
-    let mut all = operations(batch.vocab, &target, backend);
     xent::on_calling_thread(|| {
         print!("{:15}", "");
         for (name, _) in &all {

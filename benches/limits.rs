@@ -1,7 +1,7 @@
 //! How far every kernel is from the speed of reading.
 //!
 //! ```text
-//! cargo bench --bench limits [-- --quick | --rounds N] [--filter SUBSTRING] [--huge-pages]
+//! cargo bench --bench limits [-- --quick | --rounds N] [--filter SUBSTRING] [--huge-pages] [--list]
 //! ```
 //!
 //! The limit is the largest element of the same bytes, found with the fastest backend eight vectors
@@ -27,21 +27,25 @@
 //! time of one call, and `limit_seconds` is `ratio * seconds`.
 //!
 //! It prints a table and writes `limits.json` to the target directory. `--filter` selects lines of the
-//! table by a part of a name like `forward avx512 1024x50257 t2`. `--huge-pages` asks the system for
-//! them (Linux), to see how much of the waiting is for page tables.
+//! table by a part of a name like `forward avx512 1024x50257 t2 f32`, and `--list` prints all names.
+//! `--huge-pages` asks the system for them (Linux), to see how much of the waiting is for page tables.
 
+#[allow(dead_code, reason = "a part of it is for the other benches")]
 mod common;
 #[path = "limits/layouts.rs"]
 mod layouts;
 #[path = "limits/logprobs.rs"]
 mod logprobs;
 
-use common::{Batch, all_threads, fastest_backend, pool, print_skipped};
+use clap::Parser;
+use common::{Batch, Pages, all_threads, fastest_backend, pool, print_skipped};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde::Serialize;
+use std::fmt::{self, Display, Formatter};
 use std::hint::black_box;
-use std::path::PathBuf;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use xent::{
@@ -62,12 +66,16 @@ const VALID: &str = "the arguments are valid";
 
 fn main() {
     let options = Options::parse();
-    print_header(&options);
+    if !options.list {
+        print_header(&options);
+    }
 
-    let one_row = Batch::new(1, 49_152);
-    let cached = Batch::new(16, 50_257);
-    let large = Batch::new(1024, 50_257);
-    let short = Batch::new(1, 1000);
+    let pages = if options.huge_pages { Pages::Huge } else { Pages::Usual };
+    let batch = |rows, vocab| Batch::in_pages(rows, vocab, pages);
+    let one_row = batch(1, 49_152);
+    let cached = batch(16, 50_257);
+    let large = batch(1024, 50_257);
+    let short = batch(1, 1000);
     let halves = (rounded::<bf16>(&one_row, 1), rounded::<f16>(&one_row, 1));
     let large_halves = (rounded::<bf16>(&large, 1024), rounded::<f16>(&large, 1024));
     let half_scratch = (Mutex::new(large_halves.0.clone()), Mutex::new(large_halves.1.clone()));
@@ -77,11 +85,11 @@ fn main() {
     // One gradient for all: no more than one of its users runs at a time.
     let scratch = Mutex::new(large.logits.clone());
     let mask = layouts::mask(&large);
-    let decode = Batch::new(1, 151_936);
+    let decode = batch(1, 151_936);
     let chosen = logprobs::drawn(&decode);
-    let long = Batch::new(1, 524_288);
+    let long = batch(1, 524_288);
     let long_chosen = logprobs::drawn(&long);
-    let server = Batch::new(10 * 32, 151_936);
+    let server = batch(10 * 32, 151_936);
     let served = logprobs::drawn(&server);
     let pools: Vec<ThreadPool> = if all_threads() == 1 { vec![1] } else { vec![1, all_threads()] }
         .into_iter()
@@ -89,9 +97,9 @@ fn main() {
         .collect();
 
     let mut groups = vec![against_reading(&one_row, &pools[0], Backend::available())];
-    println!("skipped: scalar with more than one row, which would take most of the time");
-    let fast: Vec<Backend> =
-        Backend::available().iter().copied().filter(|&b| b != Backend::Scalar).collect();
+    // With more than one row it would take most of the time.
+    let is_fast = |backend: &Backend| backend.name() != "scalar";
+    let fast: Vec<Backend> = Backend::available().iter().copied().filter(is_fast).collect();
     for batch in [&cached, &large] {
         groups.extend(pools.iter().map(|pool| against_reading(batch, pool, &fast)));
     }
@@ -119,52 +127,91 @@ fn main() {
         groups.push(logprobs::against_reading(&server, 32, &served, pool, &fast));
     }
     groups.extend(Backend::available().iter().map(|&backend| against_kernel(&short, backend)));
+    let all: Vec<Name> = groups.iter().flat_map(Group::names).collect();
     for group in &mut groups {
         group.select(&options.filter);
     }
     groups.retain(|group| !group.variants.is_empty());
     if groups.is_empty() {
-        eprintln!("nothing is called like {:?}", options.filter);
+        eprintln!("no measurement has {:?} in its name; there are", options.filter);
+        eprintln!("  operations {}", distinct(all.iter().map(|name| name.op.to_owned())));
+        eprintln!("  backends   {}", distinct(all.iter().map(|name| name.backend.to_owned())));
+        eprintln!("  matrices   {}", distinct(all.iter().map(|name| name.matrix.clone())));
+        eprintln!("and --list prints all names");
         std::process::exit(2);
+    }
+    if options.list {
+        groups.iter().flat_map(Group::names).for_each(|name| println!("{name}"));
+        return;
     }
 
     run_rounds(&mut groups, &options);
     let lines: Vec<Line> = groups.iter().flat_map(Group::lines).collect();
     print_table(&lines);
-    if options.benchmarking {
+    if options.bench {
         write_json(&lines);
     }
 }
 
+/// How far every kernel is from the speed of reading, which no kernel can exceed.
+///
+/// Without options the measurement takes up to four minutes. It prints a table, and writes limits.json
+/// to the target directory.
+#[derive(Parser)]
+#[command(bin_name = "cargo bench --bench limits --")]
 struct Options {
-    rounds: usize,
-    /// No round is begun later than this.
-    time: Duration,
+    /// Three rounds of at most five seconds: whether everything works, not how fast it is.
+    #[arg(long, conflicts_with = "rounds")]
+    quick: bool,
+    /// The number of rounds [default: 80, or as many as begin within 170 seconds]
+    #[arg(long, value_name = "N")]
+    rounds: Option<NonZeroUsize>,
+    /// Measures only what has this in its name, such as "forward avx512 1024x50257 t2 f32".
+    #[arg(long, value_name = "SUBSTRING", default_value = "", hide_default_value = true)]
     filter: String,
-    /// Cargo passes `--bench` when benches are run to measure, not to test that they work.
-    benchmarking: bool,
+    /// Asks the system for huge pages (Linux).
+    #[arg(long)]
+    huge_pages: bool,
+    /// Prints the names of all measurements, or of those that the filter selects, and measures nothing.
+    #[arg(long)]
+    list: bool,
+    /// Cargo passes it when benches are run to measure, not to test that they work.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
 impl Options {
-    fn parse() -> Self {
-        let args: Vec<String> = std::env::args().skip(1).collect();
-        let has = |name: &str| args.iter().any(|arg| arg == name);
-        let value = |name: &str| args.iter().skip_while(|&arg| arg != name).nth(1);
-        let benchmarking = has("--bench");
-        let (mut rounds, mut time) = (80, Duration::from_secs(170));
-        if has("--quick") || !benchmarking {
-            (rounds, time) = (3, Duration::from_secs(5));
+    /// The number of rounds, and how long after the start the last one may begin.
+    fn rounds(&self) -> (usize, Duration) {
+        match self.rounds {
+            Some(rounds) => (rounds.get(), Duration::MAX),
+            None if self.quick || !self.bench => (3, Duration::from_secs(5)),
+            None => (80, Duration::from_secs(170)),
         }
-        if has("--rounds") {
-            let number = value("--rounds").and_then(|n| n.parse().ok()).filter(|&n| n > 0);
-            let Some(number) = number else {
-                eprintln!("--rounds takes a number above 0");
-                std::process::exit(2);
-            };
-            (rounds, time) = (number, Duration::MAX);
+    }
+}
+
+/// The values without repetitions, in the order in which they come first.
+fn distinct(values: impl Iterator<Item = String>) -> String {
+    let mut seen = Vec::new();
+    for value in values {
+        if !seen.contains(&value) {
+            seen.push(value);
         }
-        let filter = value("--filter").cloned().unwrap_or_default();
-        Options { rounds, time, filter, benchmarking }
+    }
+    seen.join(", ")
+}
+
+/// What a measurement is selected by.
+struct Name {
+    op: &'static str,
+    backend: &'static str,
+    matrix: String,
+}
+
+impl Display for Name {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.op, self.backend, self.matrix)
     }
 }
 
@@ -236,10 +283,19 @@ impl Group<'_> {
         self.pool.map_or(1, ThreadPool::current_num_threads)
     }
 
+    fn matrix(&self) -> String {
+        format!("{}x{} t{} {}", self.rows, self.batch.vocab, self.threads(), self.dtype)
+    }
+
+    fn names(&self) -> Vec<Name> {
+        let matrix = self.matrix();
+        let name = |v: &Variant<'_>| Name { op: v.op, backend: v.backend, matrix: matrix.clone() };
+        self.variants.iter().map(name).collect()
+    }
+
     fn select(&mut self, filter: &str) {
-        let (rows, vocab) = (self.rows, self.batch.vocab);
-        let shape = format!("{rows}x{vocab} t{} {}", self.threads(), self.dtype);
-        self.variants.retain(|v| format!("{} {} {shape}", v.op, v.backend).contains(filter));
+        let mut selected = self.names().into_iter().map(|name| name.to_string().contains(filter));
+        self.variants.retain(|_| selected.next().expect("each variant has a name"));
     }
 
     /// Timers are read inside the pool: entering it takes as long as a short call.
@@ -627,8 +683,9 @@ fn run_rounds(groups: &mut [Group<'_>], options: &Options) {
         group.in_pool(Group::calibrate);
     }
     let start = Instant::now();
+    let (most, time) = options.rounds();
     let mut rounds = 0;
-    while rounds == 0 || (rounds < options.rounds && start.elapsed() < options.time) {
+    while rounds == 0 || (rounds < most && start.elapsed() < time) {
         for group in groups.iter_mut() {
             group.in_pool(Group::round);
         }
@@ -648,10 +705,13 @@ fn print_header(options: &Options) {
     }
     println!("build:   RUSTFLAGS {:?}, portable has {}", RUSTFLAGS, portable_instructions());
     println!("limit:   reading with {}, for all backends", fastest_backend());
-    if cfg!(debug_assertions) || options.rounds < 20 {
+    if cfg!(debug_assertions) || options.rounds().0 < 20 {
         println!("This run is a test that everything works: do not quote its figures.");
     }
     print_skipped();
+    if Backend::available().iter().any(|backend| backend.name() == "scalar") {
+        println!("skipped: scalar with more than one row, which would take most of the time");
+    }
 }
 
 /// As far as the environment of the compiler shows it; flags from configuration files do not.
@@ -711,7 +771,7 @@ fn print_table(lines: &[Line]) {
 
 fn write_json(lines: &[Line]) {
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let target = target.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target"));
+    let target = target.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"));
     let path = target.join("limits.json");
     let json = serde_json::to_string_pretty(lines).expect("numbers and names can be written");
     match std::fs::write(&path, json + "\n") {

@@ -1,7 +1,5 @@
 //! Losses, softmax, log-softmax and logsumexp of every backend against the `f64` oracle.
 
-mod common;
-
 use common::{Kind, Rng, any_target, argmax, distance, for_each_backend};
 use rayon::prelude::*;
 use xent::{Backend, CrossEntropy, LOSS_MAX_ULP, Logits, RowOutputs, Softmax, reference};

@@ -1,15 +1,14 @@
 //! What calls allocate, and that small ones leave the thread pool alone.
 #![allow(unsafe_code, reason = "a global allocator cannot be written without")]
 
-mod common;
-
 use common::{Rng, for_each_backend};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use xent::{
-    AllowedTokens, Backend, CrossEntropy, Gradient, LogProbs, LogSumExp, LogitBias, Logits,
-    LogitsMut, RowOutputs, RowStats, Sample, Shard, Softmax, SparseProbs, Targets, TokenOutputs,
+    AllowedTokens, Backend, Compare, CompareOutputs, CrossEntropy, Gradient, LogProbs, LogSumExp,
+    LogitBias, Logits, LogitsMut, RowOutputs, RowStats, Sample, SequenceScore, Shard, Softmax,
+    SparseProbs, Targets, TokenOutputs,
 };
 
 /// The system allocator, counting what is asked of it.
@@ -21,11 +20,14 @@ static BYTES: AtomicUsize = AtomicUsize::new(0);
 thread_local! {
     /// Calls by this thread. Not dropped and not lazily made: neither may happen in an allocator.
     static CALLS: Cell<usize> = const { Cell::new(0) };
+    /// Bytes asked for by this thread.
+    static OWN_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
 fn count(bytes: usize) {
     BYTES.fetch_add(bytes, Relaxed);
     CALLS.set(CALLS.get() + 1);
+    OWN_BYTES.set(OWN_BYTES.get() + bytes);
 }
 
 // SAFETY: every call is passed on to the system allocator as it is.
@@ -63,6 +65,13 @@ fn bytes(f: impl FnOnce()) -> usize {
     let before = BYTES.load(Relaxed);
     f();
     BYTES.load(Relaxed) - before
+}
+
+/// Bytes that this thread asks for during `f`.
+fn own_bytes(f: impl FnOnce()) -> usize {
+    let before = OWN_BYTES.get();
+    f();
+    OWN_BYTES.get() - before
 }
 
 fn matrix(rows: usize, vocab: usize) -> (Vec<f32>, Vec<i64>) {
@@ -169,10 +178,36 @@ fn for_each_logprobs(
     });
 }
 
+/// Comparisons and scores of sequences, with few enough elements to stay on this thread.
+fn comparisons(backend: Backend) {
+    const ROWS: usize = 20;
+    const VOCAB: usize = 3000;
+    let mut rng = Rng::new(1);
+    let mut random = || -> Vec<f32> { (0..ROWS * VOCAB).map(|_| rng.normal()).collect() };
+    let (p, q) = (random(), random());
+    let (base, other) =
+        (Logits::new(&p, ROWS, VOCAB).unwrap(), Logits::new(&q, ROWS, VOCAB).unwrap());
+    let targets: Vec<i64> = (0..ROWS as i64).map(|i| if i % 3 == 0 { -100 } else { i }).collect();
+    let [mut kl, mut jsd, mut delta_p] = [[0.0; ROWS]; 3];
+    let mut scores = [SequenceScore::default(); 2];
+    let compare = Compare::new().backend(backend).targets(&targets);
+    let n = own_bytes(|| {
+        let outputs = CompareOutputs::new().kl(&mut kl).jsd(&mut jsd).delta_p(&mut delta_p);
+        compare.divergences(base, other, outputs).unwrap();
+    });
+    assert_eq!(n, 0, "{backend}: divergences");
+    let n = own_bytes(|| _ = compare.evaluate(base, other, CompareOutputs::new()).unwrap());
+    assert_eq!(n, 33 * ROWS, "{backend}: evaluate");
+    let ce = CrossEntropy::new().backend(backend);
+    let n = own_bytes(|| ce.sequences(base, &targets, &[0, 5, ROWS], &mut scores).unwrap());
+    assert_eq!(n, 48 * ROWS, "{backend}: sequences");
+}
+
 /// One test, so that no other allocates in between. Pools are its own, not the global one.
 #[test]
 fn calls_allocate_what_they_say() {
     for_each_backend(|backend| {
+        comparisons(backend);
         let ce = CrossEntropy::new().backend(backend);
         let softmax = Softmax::new().backend(backend);
 

@@ -1,8 +1,6 @@
 //! No kernel reads or writes outside of its slices: they end and begin at pages that nobody may touch.
 #![cfg(unix)]
 
-mod common;
-
 use common::{Rng, for_each_backend, keys};
 use std::io;
 use xent::{

@@ -1,8 +1,6 @@
 //! Two models compared: divergences against the oracle on every backend, in every layout; statistics against
 //! plain formulas.
 
-mod common;
-
 use common::{Kind, Rng, argmax, for_each_backend, key64, property};
 use proptest::prelude::*;
 use std::sync::Mutex;

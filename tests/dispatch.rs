@@ -1,7 +1,5 @@
 //! Which backend runs: detection, names, `XENT_BACKEND`.
 
-mod common;
-
 use common::{command, fastest};
 use xent::{Backend, CrossEntropy, Error, Logits, Softmax, reference};
 
@@ -75,7 +73,7 @@ fn a_forced_backend_runs_or_is_refused() {
 /// What a process with another environment reports, by the test below.
 fn report(variable: Option<&str>) -> String {
     let mut command = command(std::env::current_exe().unwrap());
-    command.args(["--exact", "report_for_other_tests", "--ignored", "--nocapture"]);
+    command.args(["--exact", "dispatch::report_for_other_tests", "--ignored", "--nocapture"]);
     match variable {
         Some(value) => command.env("XENT_BACKEND", value),
         None => command.env_remove("XENT_BACKEND"),

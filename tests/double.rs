@@ -1,8 +1,6 @@
 //! Rows of `f64`: the exponential, losses, softmax and gradients against the oracle, the oracle against
 //! arbitrary precision, the same bits from every backend.
 
-mod common;
-
 use common::{Kind, Rng, for_each_backend, key64, property};
 use dashu_float::FBig;
 use dashu_float::round::mode::HalfEven;

@@ -4,10 +4,6 @@
 //! The numbers are those of the list that the semantics of this crate were written from. [`LEFT`]
 //! says which of them wait for a feature.
 
-mod common;
-#[path = "support/misuse.rs"]
-mod misuse;
-
 use std::f32::consts::LN_2;
 use xent::reference::{self, Options, Target, ulp_error};
 use xent::{

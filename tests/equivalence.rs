@@ -1,7 +1,5 @@
 //! The same bits from every backend, thread count, position, alignment and stride.
 
-mod common;
-
 use common::{Kind, Rng, any_target, argmax, distance, for_each_backend};
 use common::{key, key64, keys, property, thin};
 use proptest::prelude::*;

@@ -1,7 +1,5 @@
 //! The exponential of the kernels against `f64`, over every `f32` for which `e^x` is normal.
 
-mod common;
-
 use common::{distance, fastest, for_each_backend, thin};
 use rayon::prelude::*;
 use std::f64::consts::{LN_2, LOG2_E};

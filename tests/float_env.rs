@@ -3,8 +3,6 @@
 //! included.
 #![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 
-mod common;
-
 #[cfg(feature = "rayon")]
 use common::fastest;
 use common::{Kind, Rng, for_each_backend, thin};

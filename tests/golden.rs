@@ -9,31 +9,18 @@
 //! `golden/loss.rs` has losses and gradients, `golden/kl.rs` divergences, `golden/transforms.rs` softmax and its
 //! relatives; `golden/terms.rs` says in which unit an error is measured.
 
-#[path = "support/golden_data.rs"]
-#[allow(dead_code, reason = "shared with other tests, which use more of it")]
-mod golden_data;
-#[path = "golden/kl.rs"]
 mod kl;
-#[path = "golden/loss.rs"]
 mod loss;
-#[path = "../examples/support/notebook.rs"]
-#[allow(dead_code, reason = "shared with other tests, which use more of it")]
-mod notebook;
-#[path = "golden/number.rs"]
 mod number;
-#[path = "../examples/support/real.rs"]
-mod real;
-#[path = "golden/terms.rs"]
 mod terms;
-#[path = "golden/transforms.rs"]
 mod transforms;
-#[path = "golden/worst.rs"]
 mod worst;
 
-use golden_data::{Case, Index, Tensors};
+use crate::examples::notebook::Notebook;
+use crate::examples::real::Real;
+use crate::golden_data::{Case, Index, Tensors};
 use kl::kl_case;
 use loss::{LOSS_BOUND, cross_entropy_case};
-use notebook::Notebook;
 use number::{FLOOR, Number, error_beyond_floor, ulp};
 use std::collections::BTreeMap;
 use transforms::{SOFTMAX_BOUND, Transform, logsumexp_case};
@@ -203,7 +190,7 @@ fn the_notebook_case_has_the_same_summary() {
 
 #[test]
 fn real_logits_on_every_backend() {
-    let real = real::Real::load().unwrap();
+    let real = Real::load().unwrap();
     assert_eq!((real.rows, real.vocab), (10, 49_152));
     let logits = Logits::new(&real.logits, real.rows, real.vocab).unwrap();
     let worst = |losses: &[f32]| {

@@ -4,11 +4,7 @@
 //! in ULP of that; gradients and softmax are rounded once to the type of the logits, so they are within half a
 //! unit of it, and what their `f32` was off by.
 
-#[path = "support/golden_data.rs"]
-#[allow(dead_code, reason = "shared with other tests, which use more of it")]
-mod golden_data;
-
-use golden_data::{Case, Index, Tensors};
+use crate::golden_data::{Case, Index, Tensors};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 use xent::reference::{self, ulp_error};

@@ -1,13 +1,9 @@
 //! Gradients of every backend against the `f64` oracle, and the oracle against finite differences.
 
-mod common;
-#[path = "support/training.rs"]
-mod training;
-
+use common::training::{Setup, Trained, Wanted, train};
 use common::{Kind, Rng, any_target, argmax, for_each_backend};
 use rayon::prelude::*;
 use std::fmt::Debug;
-use training::{Setup, Wanted, train};
 use xent::reference::{self, Options, Target, ulp_error};
 use xent::{Backend, CrossEntropy, Gradient, LogSumExp, Logits, LogitsMut, Reduction, RowOutputs};
 
@@ -363,7 +359,7 @@ impl OptionsCase {
         matches!(&self.wanted, Wanted::Ids(ids) if self.row[ids[0] as usize] == f32::NEG_INFINITY)
     }
 
-    fn train(&self, backend: Backend) -> training::Trained {
+    fn train(&self, backend: Backend) -> Trained {
         let logits = Logits::new(&self.row, 1, self.row.len()).unwrap();
         let token_weights = [self.token_weight];
         let ce = self.setup.cross_entropy(backend).token_weights(&token_weights);

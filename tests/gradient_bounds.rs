@@ -1,8 +1,6 @@
 //! The rows with the largest errors of gradients that fuzzing has found: within the bounds that
 //! `CrossEntropy::forward_backward` documents.
 
-mod common;
-
 use common::for_each_backend;
 use xent::reference::{self, Options, Target};
 use xent::{Backend, CrossEntropy, Gradient, Logits, LogitsMut, Reduction, RowOutputs};

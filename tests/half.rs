@@ -1,7 +1,5 @@
 //! Rows of `bf16` and `f16`: exact conversions, the bits of the same row in `f32`, gradients rounded once.
 
-mod common;
-
 use common::{Kind, Rng, any_target, for_each_backend, key, keys, property, thin};
 use proptest::prelude::*;
 use xent::internals::{narrow_bf16, narrow_f16, widen_bf16, widen_f16};

@@ -1,7 +1,5 @@
 //! Several ignored ids: every call yields the bits that it yields with -100 in the place of each.
 
-mod common;
-
 use common::{Kind, Rng, fastest, property};
 use proptest::prelude::*;
 use std::fmt::Debug;

@@ -1,7 +1,5 @@
 //! The same bits whatever the layout of logits, gradient and targets, and from a mask as from logits of -inf.
 
-mod common;
-
 use common::{Kind, Rng, any_target, for_each_backend, thin};
 use std::fmt::Debug;
 use std::ops::Range;

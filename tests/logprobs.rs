@@ -1,7 +1,5 @@
 //! [`LogProbs`] against the oracle, and its results against each other: their bits depend on the row and the options only.
 
-mod common;
-
 use common::{Kind, Rng, any_target, for_each_backend, property, thin};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -1218,9 +1216,7 @@ fn outputs_have_the_length_of_the_rows() {
 #[test]
 fn rows_of_a_language_model() {
     let path: PathBuf =
-        [env!("CARGO_MANIFEST_DIR"), "tests", "real", "smollm2_gpl3_rows.safetensors"]
-            .iter()
-            .collect();
+        [env!("CARGO_MANIFEST_DIR"), "real", "smollm2_gpl3_rows.safetensors"].iter().collect();
     let bytes = std::fs::read(&path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let numbers = |name: &str| file.tensor(name).unwrap().data().as_chunks().0.to_vec();

@@ -1,7 +1,5 @@
 //! Arbitrary shapes, strides, lengths, targets and options: an answer or an error, never a panic.
 
-mod common;
-
 use common::{Kind, Rng, distance, keys, property};
 use proptest::prelude::*;
 use xent::{

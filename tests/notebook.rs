@@ -1,13 +1,7 @@
 //! The notebook, cell by cell: every value that it printed, on every backend.
 
-#[path = "support/golden_data.rs"]
-#[allow(dead_code, reason = "shared with other tests, which use more of it")]
-mod golden_data;
-#[path = "../examples/support/notebook.rs"]
-mod notebook;
-
-use golden_data::Index;
-use notebook::{BATCH, Notebook, TIME, VOCAB};
+use crate::examples::notebook::{BATCH, Notebook, TIME, VOCAB};
+use crate::golden_data::Index;
 use xent::{Backend, CrossEntropy, Evaluation, Logits, RowOutputs, Softmax};
 
 const ROWS: usize = BATCH * TIME;

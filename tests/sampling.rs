@@ -2,8 +2,6 @@
 //!
 //! Seeds are fixed, and so are the draws: what passes once passes always.
 
-mod common;
-
 use common::{Kind, Rng, for_each_backend, property, thin};
 use proptest::prelude::*;
 use std::collections::BTreeSet;

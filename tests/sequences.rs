@@ -1,7 +1,5 @@
 //! Ragged sequences: scores against the oracle, one call against one per sequence, wrong offsets.
 
-mod common;
-
 use common::{Kind, Rng, argmax, for_each_backend, key64, property};
 use proptest::prelude::*;
 use xent::{AllowedTokens, CrossEntropy, Error, Logits, SequenceScore, Targets, bf16, reference};

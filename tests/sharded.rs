@@ -1,7 +1,5 @@
 //! [`ShardedCrossEntropy`]: what shards say of a loss, merged in any order, is what the whole row says.
 
-mod common;
-
 use common::{Kind, Rng, any_target, distance, for_each_backend, property, thin};
 use proptest::prelude::*;
 use std::fmt::Debug;

@@ -1,7 +1,5 @@
 //! [`RowStats`]: what shards of a row say, merged in any order, is what the whole row says.
 
-mod common;
-
 use common::{Kind, Rng, any_target, distance, for_each_backend, property, thin};
 use proptest::prelude::*;
 use std::ops::Range;

@@ -1,8 +1,6 @@
 //! Means, standard errors and correlations against exact arithmetic: of numbers that differ in their last bits only, of
 //! huge and tiny ones, of equal ones, in one piece and in batches.
 
-mod common;
-
 use common::{Rng, for_each_backend, property};
 use dashu_float::FBig;
 use dashu_float::round::mode::HalfEven;

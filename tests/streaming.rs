@@ -1,8 +1,6 @@
 //! Gradients that are written past the caches have the bits of those that are not, wherever their
 //! rows begin and end.
 
-mod common;
-
 use common::{Rng, for_each_backend, thin};
 use xent::*;
 

@@ -1,10 +1,7 @@
 //! Training with this crate: right gradients, the loss that can be reached, and the same bits of it
 //! everywhere.
 
-#[path = "../examples/support/bigram.rs"]
-mod bigram;
-
-use bigram::{Corpus, Model, Options, Trainer};
+use crate::examples::bigram::{Corpus, Model, Options, Trainer};
 use rand_mt::Mt;
 use sha2::{Digest, Sha256};
 use xent::{Backend, CrossEntropy, Softmax};

@@ -1,14 +1,10 @@
 //! Loss and gradient with options: what must hold exactly, and how the ways to call them go together.
 
-mod common;
-#[path = "support/training.rs"]
-mod training;
-
+use common::training::{Setup, Trained, Wanted, train};
 use common::{Kind, Rng, distance, for_each_backend, key, key64, keys, property};
 use proptest::prelude::*;
 use std::fmt::Debug;
 use std::sync::LazyLock;
-use training::{Setup, Trained, Wanted, train};
 use xent::reference::{self, Target};
 use xent::{
     AllowedTokens, Backend, CrossEntropy, Element, EmptyMean, Floats, Gradient, LogSumExp, Logits,

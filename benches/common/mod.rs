@@ -21,8 +21,13 @@ impl Batch {
     /// A plain `Vec` as callers have it, without any care for page size or alignment. All of it is
     /// written here, so that no page is touched for the first time while the clock runs.
     pub(crate) fn new(rows: usize, vocab: usize) -> Self {
+        Batch::in_pages(rows, vocab, Pages::Usual)
+    }
+
+    /// As [`Batch::new`], in pages of this size.
+    pub(crate) fn in_pages(rows: usize, vocab: usize, pages: Pages) -> Self {
         let mut logits = Vec::with_capacity(rows * vocab);
-        if huge_pages() {
+        if pages == Pages::Huge {
             ask_for_huge_pages(&mut logits);
         }
         logits.resize(rows * vocab, 0.0);
@@ -61,9 +66,11 @@ impl Batch {
     }
 }
 
-/// Whether `--huge-pages` was given.
-pub(crate) fn huge_pages() -> bool {
-    std::env::args().any(|arg| arg == "--huge-pages")
+/// Pages of memory: those that the system chooses, or large ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    Usual,
+    Huge,
 }
 
 /// Linux only; elsewhere, or where the system refuses, the pages are the usual ones.

@@ -1,27 +1,30 @@
 //! `xent compare`: how far the logits of one model are from those of another.
 #![forbid(unsafe_code)]
 
-use crate::args::{self, Gradient, Ignoring, Loss, Reduction, Rows, Score, TARGETS, shortest};
-use crate::input::{self, Input, Layout};
-use crate::json::{ByNumber, Field};
+use crate::args::{Compute, Source, Transform};
+use crate::command::{self, bad_input, in_pool, in_words};
+use crate::error::{Error, complain};
+use crate::format::{number, shortest};
+use crate::input::{Input, Layout};
+use crate::json::{ByNumber, Field, Statistic};
 use crate::nan::NanRows;
-use crate::number::Logit;
-use crate::report::number;
-use crate::{Error, complain, in_pool, scoring_error};
-use half::{bf16, f16};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use crate::number::{Logit, for_logits};
+use crate::tensor::{self, Named, wrong};
+use safetensors::SafeTensors;
 use serde::Serialize;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use xent::{AtTargets, Backend, CompareOutputs, Comparison, Estimate};
+use xent::{
+    AtTargets, Backend, CompareOutputs, Comparison, CrossEntropy, Estimate, Logits, RowOutputs,
+    Targets,
+};
 
 const EXAMPLES: &str = "\
 Examples:
   xent compare f16.safetensors q4.safetensors
   xent compare f16.safetensors q4.safetensors --targets input_ids --shift --vocab 50257
-  xent compare teacher.safetensors student.safetensors --temperature 2 --json | jq .kl.mean
+  xent compare teacher.safetensors student.safetensors --temperature 2 --json | jq .kl
   xent compare both.safetensors both.safetensors --logits f16 --other-logits q4
   xent compare f16.safetensors q4.safetensors --targets input_ids --shift --mask attention_mask
 
@@ -36,8 +39,10 @@ Exit status: 0 if the files were compared, 1 if a file is at fault, 2 if the com
 /// there are no perplexities and no probabilities of tokens, and all rows count but those of a
 /// mask. KLD is KL(base||Q) of a row, in nats; Δp is the probability of the target under Q less
 /// that under the base; `Same top p` counts rows with the same most probable class. Standard errors
-/// follow the ±, where there is more than one row. Everything is computed in f64, from files that
-/// are mapped into memory.
+/// follow the ±, where there is more than one row. Divergences and probabilities are computed in
+/// f64, and so are ratio and difference of perplexities, which keep their digits where models
+/// agree. The perplexities themselves are those of `xent score`, from a pass of their own over both
+/// files. The files are mapped into memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -49,36 +54,15 @@ pub(crate) struct Args {
     #[arg(value_name = "OTHER.safetensors")]
     other: PathBuf,
 
-    /// Name of the logits tensor
-    #[arg(long, value_name = "NAME", default_value = "logits")]
-    logits: String,
+    #[command(flatten)]
+    source: Source,
 
     /// Name of the logits tensor in OTHER, if that is another one
     #[arg(long, value_name = "NAME")]
     other_logits: Option<String>,
 
-    /// Name of the targets tensor in BASE [default: targets, if there is one]
-    #[arg(long, value_name = "NAME")]
-    targets: Option<String>,
-
-    /// Classes of a row that are used: the first N, the rest is padding [default: all]
-    #[arg(long, value_name = "N", value_parser = args::classes, allow_negative_numbers = true)]
-    vocab: Option<usize>,
-
-    /// Targets are the tokens that went into the models: row i predicts token i + K [default K: 1]
-    #[arg(
-        long,
-        value_name = "K",
-        num_args = 0..=1,
-        default_missing_value = "1",
-        value_parser = args::shift,
-        allow_negative_numbers = true
-    )]
-    shift: Option<usize>,
-
-    /// Divides the logits of both, T > 0 [default: 1]
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
-    temperature: Option<f64>,
+    #[command(flatten)]
+    transform: Transform,
 
     /// Share of the base in the mixture M of the Jensen-Shannon divergence, 0 to 1
     ///
@@ -86,87 +70,45 @@ pub(crate) struct Args {
     #[arg(long, value_name = "B", default_value_t = 0.5, allow_negative_numbers = true)]
     beta: f64,
 
-    /// Instructions to use: scalar, portable, neon, avx2 or avx512
-    #[arg(long, value_name = "B", value_parser = args::available_backend)]
-    backend: Option<Backend>,
-
-    /// Threads, 1 to 1024; by default one per core
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    compute: Compute,
 
     /// Print one JSON object instead of text
     ///
-    /// Probabilities are of 1 there, not in percent. Numbers that JSON cannot hold are null, and
-    /// beside each such `x` there is `x_is`: nan, inf or -inf. `nan_rows` counts the rows whose
-    /// divergence is NaN, and `first_nan_row` is the first of them.
+    /// The standard error of a statistic `x` is `x_stderr`, and its percentiles by their fraction
+    /// are `x_percentiles`. Probabilities are of 1, not in percent. Numbers that JSON cannot hold
+    /// are null, and beside each such `x` there is `x_is`: nan, inf or -inf. `nan_rows` counts the
+    /// rows whose divergence is NaN, and `first_nan_row` is the first of them.
     #[arg(long)]
     json: bool,
-
-    #[command(flatten)]
-    rows: Rows,
-}
-
-impl Args {
-    /// One of the files, as what `xent score` takes.
-    fn score(&self, file: &Path, logits: &str) -> Score {
-        Score {
-            file: file.to_owned(),
-            logits: logits.to_owned(),
-            targets: self.targets.as_deref().unwrap_or(TARGETS).to_owned(),
-            vocab: self.vocab,
-            shift: self.shift,
-            rows: self.rows.clone(),
-            reduction: Reduction::Mean,
-            backend: self.backend,
-            threads: self.threads,
-            per_token: false,
-            json: self.json,
-            loss: Loss::at(self.temperature),
-            gradient: Gradient { grad: None, upstream: None },
-        }
-    }
 }
 
 /// One of the files.
-struct Model<'t, 'a> {
-    tensors: &'t SafeTensors<'a>,
-    logits: TensorView<'a>,
-    args: Score,
+struct Model<'m, 'a> {
+    file: &'m Path,
+    tensors: SafeTensors<'a>,
+    logits: Named<'m, 'a>,
 }
 
-impl<'a> Model<'_, 'a> {
-    fn bad(&self, error: input::Error) -> Error {
-        Error::Input { file: self.args.file.clone(), error }
+impl<'m, 'a> Model<'m, 'a> {
+    fn new(file: &'m Path, bytes: &'a [u8], logits: &'m str) -> Result<Self, Error> {
+        let tensors = command::tensors(file, bytes)?;
+        let logits = command::logits(file, &tensors, logits)?;
+        Ok(Model { file, tensors, logits })
     }
 
-    /// With what the file has for its rows.
-    fn input<T: Logit>(&self, has_targets: bool) -> Result<Input<'a, T>, Error> {
-        Input::unweighted(self.tensors, &self.logits, &self.args, has_targets)
-            .map_err(|error| self.bad(error))
-    }
-
-    fn bare<T: Logit>(&self) -> Result<Input<'a, T>, Error> {
-        Input::bare(&self.logits, &self.args).map_err(|error| self.bad(error))
+    fn bad(&self, error: tensor::Error) -> Error {
+        bad_input(self.file, error)
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Error> {
-    let other_logits = args.other_logits.as_ref().unwrap_or(&args.logits);
-    let [base, other] =
-        [args.score(&args.base, &args.logits), args.score(&args.other, other_logits)];
-    let (base_file, other_file) = (crate::map(&base.file)?, crate::map(&other.file)?);
-    let base_tensors = crate::tensors(&base.file, &base_file)?;
-    let other_tensors = crate::tensors(&other.file, &other_file)?;
-    let logits = crate::logits(&base.file, &base_tensors, &base.logits)?;
-    let base = Model { tensors: &base_tensors, logits, args: base };
-    let logits = crate::logits(&other.file, &other_tensors, &other.logits)?;
-    let other = Model { tensors: &other_tensors, logits, args: other };
-    match base.logits.dtype() {
-        Dtype::BF16 => with_base::<bf16>(&base, &other, args),
-        Dtype::F16 => with_base::<f16>(&base, &other, args),
-        Dtype::F64 => with_base::<f64>(&base, &other, args),
-        _ => with_base::<f32>(&base, &other, args),
-    }
+    let name = &args.source.logits;
+    let other_name = args.other_logits.as_ref().unwrap_or(name);
+    let (base, other) = (command::map(&args.base)?, command::map(&args.other)?);
+    let base = Model::new(&args.base, &base, name)?;
+    let other = Model::new(&args.other, &other, other_name)?;
+    for_logits!(base.logits.view.dtype(), P => with_base::<P>(&base, &other, args))
 }
 
 fn with_base<P: Logit>(
@@ -174,14 +116,10 @@ fn with_base<P: Logit>(
     other: &Model<'_, '_>,
     args: &Args,
 ) -> Result<(), Error> {
-    let asked = args.targets.is_some() || args.shift.is_some() || args.rows.offsets.is_some();
-    let p = base.input::<P>(asked || base.tensors.tensor(TARGETS).is_ok())?;
-    let summary = match other.logits.dtype() {
-        Dtype::BF16 => compare::<P, bf16>(base, &p, other, args),
-        Dtype::F16 => compare::<P, f16>(base, &p, other, args),
-        Dtype::F64 => compare::<P, f64>(base, &p, other, args),
-        _ => compare::<P, f32>(base, &p, other, args),
-    }?;
+    let p = Input::<P>::unweighted(&base.tensors, &base.logits, &args.source)
+        .map_err(|error| base.bad(error))?;
+    let dtype = other.logits.view.dtype();
+    let summary = for_logits!(dtype, Q => compare::<P, Q>(base, &p, other, args))?;
     let mut out = BufWriter::new(io::stdout().lock());
     let printed = if args.json { summary.json(&mut out) } else { summary.text(&mut out) };
     printed.and_then(|()| out.flush()).map_err(Error::Output)
@@ -193,26 +131,29 @@ fn compare<P: Logit, Q: Logit>(
     other: &Model<'_, '_>,
     args: &Args,
 ) -> Result<Summary, Error> {
-    let q = other.bare::<Q>()?;
+    let q = Input::<Q>::bare(&other.logits, args.source.vocab).map_err(|error| other.bad(error))?;
     let Layout { rows, vocab, .. } = p.layout;
     if (q.layout.rows, q.layout.vocab) != (rows, vocab) {
-        let (name, file) = (&base.args.logits, base.args.file.display());
-        return Err(other.bad(input::Error::Tensor {
-            name: other.args.logits.clone(),
-            found: input::describe(&other.logits),
-            expected: format!("{rows} rows of {vocab} classes, as `{name}` of {file} has"),
-        }));
+        let (name, file) = (base.logits.name, base.file.display());
+        let fewer = vocab.min(q.layout.vocab);
+        let common = match q.layout.rows == rows && fewer > 0 {
+            true => format!("; `--vocab {fewer}` compares the first {fewer} classes"),
+            false => String::new(),
+        };
+        let expected = format!("{rows} rows of {vocab} classes, as `{name}` of {file} has{common}");
+        return Err(other.bad(wrong(other.logits.name, &other.logits.view, &expected)));
     }
-    p.check_targets().map_err(|error| scoring_error(error, p, &base.args))?;
-    let summary = in_pool(args.threads, || -> Result<Summary, xent::Error> {
-        let backend = args.backend.map_or_else(Backend::selected, Ok)?;
+    let failed = |error| in_words(error, p, base.file, &args.source);
+    p.check_targets().map_err(failed)?;
+    let summary = in_pool(args.compute, || -> Result<Summary, xent::Error> {
+        let backend = args.compute.backend()?;
         let mut compare = xent::Compare::new().backend(backend).beta(args.beta);
-        if let Some(temperature) = args.temperature {
+        if let Some(temperature) = args.transform.temperature {
             compare = compare.temperature(temperature);
         }
         let part = p.part(0..rows);
         if let Some(targets) = part.known_targets() {
-            compare = compare.ignoring(&p.ignored).targets(targets);
+            compare = compare.ignore_indices(&p.ignored).targets(targets);
         }
         let (base, other) = (p.logits(0..rows)?, q.logits(0..rows)?);
         // Rows without classes may be more than memory; others have their elements in a file.
@@ -225,6 +166,16 @@ fn compare<P: Logit, Q: Logit>(
         }
         let begin = Instant::now();
         let comparison = compare.evaluate(base, other, outputs)?;
+        let perplexities = match part.known_targets().filter(|_| p.has_targets()) {
+            Some(targets) => {
+                let mut ce = CrossEntropy::new().ignore_indices(&p.ignored).backend(backend);
+                if let Some(temperature) = args.transform.temperature {
+                    ce = ce.temperature(temperature);
+                }
+                Some([perplexity(&ce, base, targets)?, perplexity(&ce, other, targets)?])
+            }
+            None => None,
+        };
         let seconds = begin.elapsed().as_secs_f64();
         let mean = |mut values: Vec<f64>| {
             let mut row = 0..;
@@ -238,7 +189,7 @@ fn compare<P: Logit, Q: Logit>(
             jsd: mean(jsd),
             total_variation: mean(tv),
             nan: (&comparison).into(),
-            has_targets: p.has_targets(),
+            perplexities,
             comparison,
             beta: args.beta,
             vocab,
@@ -248,7 +199,7 @@ fn compare<P: Logit, Q: Logit>(
             gb_per_s: bytes / seconds / 1e9,
         })
     })?;
-    let summary = summary.map_err(|error| scoring_error(error, p, &base.args))?;
+    let summary = summary.map_err(failed)?;
     let why = |row| {
         let of = |why: Option<&str>, name| why.map(|why| format!("{why} in {name}"));
         of(p.bad_logits(row), "the base").or_else(|| of(q.bad_logits(row), "the other"))
@@ -259,11 +210,21 @@ fn compare<P: Logit, Q: Logit>(
     Ok(summary)
 }
 
+/// In one call, as `xent score` makes it: sums of sums may differ in their last digits.
+fn perplexity<T: Logit>(
+    ce: &CrossEntropy<'_>,
+    logits: Logits<'_, T>,
+    targets: Targets<'_>,
+) -> Result<Estimate, xent::Error> {
+    let evaluation = ce.evaluate(logits, targets, RowOutputs::new())?;
+    Ok(Estimate { value: evaluation.perplexity(), stderr: evaluation.perplexity_stderr() })
+}
+
 /// Everything that there is to report.
 struct Summary {
     comparison: Comparison,
-    /// Whether those of the comparison are targets, and no stand-ins.
-    has_targets: bool,
+    /// Of the base and of the other, if the targets of the comparison are no stand-ins.
+    perplexities: Option<[Estimate; 2]>,
     /// Of the divergence.
     nan: NanRows,
     reverse_kl: Estimate,
@@ -332,18 +293,16 @@ fn percent(Estimate { value, stderr }: Estimate) -> String {
 }
 
 impl Summary {
-    fn at_targets(&self) -> Option<&AtTargets> {
-        self.comparison.at_targets().filter(|_| self.has_targets)
+    fn at_targets(&self) -> Option<(&AtTargets, [Estimate; 2])> {
+        self.comparison.at_targets().zip(self.perplexities)
     }
 
     /// As llama.cpp lays it out.
     fn text(&self, out: &mut impl Write) -> io::Result<()> {
         let all = &self.comparison;
-        if let Some(at) = self.at_targets() {
+        if let Some((at, [of_base, of_other])) = self.at_targets() {
             writeln!(out, "====== Perplexity statistics ======")?;
-            for (name, e) in
-                [("Mean PPL(Q)", at.other_perplexity()), ("Mean PPL(base)", at.base_perplexity())]
-            {
+            for (name, e) in [("Mean PPL(Q)", of_other), ("Mean PPL(base)", of_base)] {
                 writeln!(out, "{name:<30}: {}", estimate(e))?;
             }
             let correlation = 100.0 * at.correlation();
@@ -369,7 +328,7 @@ impl Summary {
         writeln!(out, "{jsd:<20}: {}", estimate(self.jsd))?;
         writeln!(out, "Mean total variation: {}", estimate(self.total_variation))?;
         writeln!(out, "\n====== Token probability statistics ======")?;
-        if let Some(at) = self.at_targets() {
+        if let Some((at, _)) = self.at_targets() {
             writeln!(out, "Mean    Δp: {}", percent(at.mean_delta_p()))?;
             let values = at.delta_p_percentiles(OF_DELTA_P.map(|(_, fraction)| fraction));
             for ((name, _), value) in OF_DELTA_P.iter().zip(values) {
@@ -387,13 +346,14 @@ impl Summary {
     fn json(&self, out: &mut impl Write) -> io::Result<()> {
         let all = &self.comparison;
         let report = Report {
-            kl: Distribution::new(all.mean_kl(), all.kl_percentiles(FRACTIONS)),
-            reverse_kl: self.reverse_kl.into(),
-            jsd: self.jsd.into(),
+            kl: Statistic::new("kl", all.mean_kl()),
+            kl_percentiles: percentiles(all.kl_percentiles(FRACTIONS)),
+            reverse_kl: Statistic::new("reverse_kl", self.reverse_kl),
+            jsd: Statistic::new("jsd", self.jsd),
             beta: self.beta,
-            total_variation: self.total_variation.into(),
-            same_top: all.same_top().into(),
-            targets: self.at_targets().map(TargetReport::new),
+            total_variation: Statistic::new("total_variation", self.total_variation),
+            same_top: Statistic::new("same_top", all.same_top()),
+            targets: self.at_targets().map(|(at, of_models)| TargetReport::new(at, of_models)),
             count: all.count(),
             ignored: all.ignored(),
             nan_rows: self.nan.count,
@@ -412,12 +372,18 @@ impl Summary {
 /// Numbers that are not finite are written as null by the serializer.
 #[derive(Serialize)]
 struct Report {
-    kl: Distribution,
-    reverse_kl: Mean,
-    jsd: Mean,
+    #[serde(flatten)]
+    kl: Statistic,
+    kl_percentiles: ByNumber<13>,
+    #[serde(flatten)]
+    reverse_kl: Statistic,
+    #[serde(flatten)]
+    jsd: Statistic,
     beta: f64,
-    total_variation: Mean,
-    same_top: Mean,
+    #[serde(flatten)]
+    total_variation: Statistic,
+    #[serde(flatten)]
+    same_top: Statistic,
     #[serde(skip_serializing_if = "Option::is_none")]
     targets: Option<TargetReport>,
     count: u64,
@@ -436,65 +402,44 @@ struct Report {
 
 #[derive(Serialize)]
 struct TargetReport {
-    perplexity: Mean,
-    base_perplexity: Mean,
+    #[serde(flatten)]
+    perplexity: Statistic,
+    #[serde(flatten)]
+    base_perplexity: Statistic,
     #[serde(flatten)]
     correlation: Field<f64>,
-    log_ratio: Mean,
-    ratio: Mean,
-    difference: Mean,
-    delta_p: Distribution,
-    rms_delta_p: Mean,
+    #[serde(flatten)]
+    log_ratio: Statistic,
+    #[serde(flatten)]
+    ratio: Statistic,
+    #[serde(flatten)]
+    difference: Statistic,
+    #[serde(flatten)]
+    delta_p: Statistic,
+    delta_p_percentiles: ByNumber<13>,
+    #[serde(flatten)]
+    rms_delta_p: Statistic,
 }
 
 impl TargetReport {
-    fn new(at: &AtTargets) -> Self {
+    fn new(at: &AtTargets, [of_base, of_other]: [Estimate; 2]) -> Self {
         TargetReport {
-            perplexity: at.other_perplexity().into(),
-            base_perplexity: at.base_perplexity().into(),
+            perplexity: Statistic::new("perplexity", of_other),
+            base_perplexity: Statistic::new("base_perplexity", of_base),
             correlation: Field::number("correlation", at.correlation()),
-            log_ratio: at.log_ratio().into(),
-            ratio: at.ratio().into(),
-            difference: at.difference().into(),
-            delta_p: Distribution::new(at.mean_delta_p(), at.delta_p_percentiles(FRACTIONS)),
-            rms_delta_p: at.rms_delta_p().into(),
+            log_ratio: Statistic::new("log_ratio", at.log_ratio()),
+            ratio: Statistic::new("ratio", at.ratio()),
+            difference: Statistic::new("difference", at.difference()),
+            delta_p: Statistic::new("delta_p", at.mean_delta_p()),
+            delta_p_percentiles: percentiles(at.delta_p_percentiles(FRACTIONS)),
+            rms_delta_p: Statistic::new("rms_delta_p", at.rms_delta_p()),
         }
     }
-}
-
-#[derive(Serialize)]
-struct Mean {
-    #[serde(flatten)]
-    value: Field<f64>,
-    #[serde(flatten)]
-    stderr: Field<f64>,
-}
-
-impl From<Estimate> for Mean {
-    fn from(Estimate { value, stderr }: Estimate) -> Self {
-        Mean { value: Field::number("value", value), stderr: Field::number("stderr", stderr) }
-    }
-}
-
-/// A mean, and percentiles by their fraction.
-#[derive(Serialize)]
-struct Distribution {
-    #[serde(flatten)]
-    mean: Field<f64>,
-    #[serde(flatten)]
-    stderr: Field<f64>,
-    percentiles: ByNumber<13>,
 }
 
 const FRACTIONS: [f64; 13] =
     [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0];
 
-impl Distribution {
-    fn new(Estimate { value, stderr }: Estimate, values: [f64; 13]) -> Self {
-        Distribution {
-            mean: Field::number("mean", value),
-            stderr: Field::number("stderr", stderr),
-            percentiles: ByNumber { keys: FRACTIONS, values },
-        }
-    }
+fn percentiles(values: [f64; 13]) -> ByNumber<13> {
+    ByNumber { keys: FRACTIONS, values }
 }

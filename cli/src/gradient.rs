@@ -12,16 +12,20 @@ use tempfile::NamedTempFile;
 /// What is wrong with the file, apart from its name.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("is the file with the logits, which is not overwritten")]
+    #[error("is the file with the logits, which is not overwritten; give --grad another name")]
     IsInput,
-    #[error("is {0}, which is not overwritten")]
+    #[error("is {0}, which is not overwritten; give --grad the name of a file")]
     NotAFile(&'static str),
-    #[error("cannot make a file in `{}`: {kind}", dir.display())]
+    #[error("cannot make a file in `{}`: {kind}{}", dir.display(), of_missing(*kind))]
     Create { dir: PathBuf, kind: io::ErrorKind },
     #[error("cannot write {bytes} bytes: {error}")]
     Write { bytes: usize, error: io::Error },
     #[error("cannot be replaced: {0}")]
     Replace(io::Error),
+}
+
+fn of_missing(kind: io::ErrorKind) -> &'static str {
+    if kind == io::ErrorKind::NotFound { "; make the directory first" } else { "" }
 }
 
 /// A gradient that has a place on the disk, but not its name yet.

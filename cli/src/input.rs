@@ -1,29 +1,16 @@
 //! Logits, targets and what else goes with them in a safetensors file, which nobody vouches for.
 #![forbid(unsafe_code)]
 
-use crate::args::{Ignoring, Score};
+use crate::args::{Source, TARGETS};
 use crate::number::{Integers, Logit, Number, Reals};
+use crate::tensor::{Error, LOGITS, Named, Role, alternatives, describe, wrong};
 use crate::tokens::{Documents, Kept, Mask, PerToken, Steps};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use std::borrow::Cow;
-use std::fmt::Write;
 use std::ops::Range;
 use std::ptr;
 use xent::{CrossEntropy, Floats, Ids, Logits, Targets, Upstream};
-
-/// What is wrong with the tensors of a file.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error("no tensor `{name}` for the {what}; {others}")]
-    Missing { what: &'static str, name: String, others: String },
-    #[error("tensor `{name}` is {found}, expected {expected}")]
-    Tensor { name: String, found: String, expected: String },
-    #[error("tensor `{name}`: {at} is {value}, expected {expected}")]
-    Element { name: String, at: String, value: String, expected: String },
-    #[error("tensor `{name}` has no offsets: n documents have n + 1 of them")]
-    NoOffsets { name: String },
-}
 
 /// Checked tensors, all of one shape and of types that go together.
 #[derive(Debug)]
@@ -37,6 +24,14 @@ pub(crate) struct Input<'a, T: Logit> {
     pub(crate) token_weights: Option<PerToken<Reals<'a>>>,
     pub(crate) weight: Option<Cow<'a, [T::Real]>>,
     pub(crate) upstream: Derivative<'a>,
+}
+
+/// Names of tensors that only a loss has a use for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LossTensors<'n> {
+    pub(crate) target_probs: Option<&'n str>,
+    pub(crate) weight: Option<&'n str>,
+    pub(crate) upstream: Option<&'n str>,
 }
 
 /// How the file has the logits, and which of them count.
@@ -132,33 +127,21 @@ impl Derivative<'_> {
     }
 }
 
-/// Finds the logits and checks that they are some.
-pub(crate) fn logits<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, Error> {
-    let is_logits = |view: &TensorView<'_>| {
-        let types = [Dtype::F32, Dtype::F64, Dtype::BF16, Dtype::F16];
-        types.contains(&view.dtype()) && [2, 3].contains(&view.shape().len())
-    };
-    let role = Role { what: "logits", flag: "logits", fits: &is_logits };
-    let view = role.find(tensors, name)?;
-    if is_logits(&view) { Ok(view) } else { Err(wrong(name, &view, LOGITS)) }
-}
-
-const LOGITS: &str = "F32, F64, BF16 or F16 [rows, vocab] or [batch, time, vocab]";
-
 impl Layout {
-    pub(crate) fn new(logits: &TensorView<'_>, args: &Score) -> Result<Self, Error> {
-        let (rows, sequence, stored) = match *logits.shape() {
+    fn new(logits: &Named<'_, '_>, vocab: Option<usize>) -> Result<Self, Error> {
+        let Named { name, view } = logits;
+        let (rows, sequence, stored) = match *view.shape() {
             [rows, stored] => (rows, rows, stored),
             // No more than can be counted, even of rows without classes: such a file is not valid.
             [batch, time, stored] => (batch * time, time, stored),
-            _ => return Err(wrong(&args.logits, logits, LOGITS)),
+            _ => return Err(wrong(name, view, LOGITS)),
         };
-        let vocab = args.vocab.unwrap_or(stored);
+        let vocab = vocab.unwrap_or(stored);
         if vocab > stored {
             let expected = format!("{vocab} or more classes for --vocab {vocab}");
-            return Err(wrong(&args.logits, logits, &expected));
+            return Err(wrong(name, view, &expected));
         }
-        Ok(Layout { shape: logits.shape().to_vec(), rows, sequence, stored, vocab })
+        Ok(Layout { shape: view.shape().to_vec(), rows, sequence, stored, vocab })
     }
 
     /// The shape of what has an element per row: `[rows]` or `[batch, time]`.
@@ -178,11 +161,11 @@ impl Layout {
 
 impl<'a, T: Logit> Input<'a, T> {
     /// Nothing but logits, which are of type `T`.
-    pub(crate) fn bare(logits: &TensorView<'a>, args: &Score) -> Result<Self, Error> {
-        let layout = Layout::new(logits, args)?;
+    pub(crate) fn bare(logits: &Named<'_, 'a>, vocab: Option<usize>) -> Result<Self, Error> {
+        let layout = Layout::new(logits, vocab)?;
         let steps = Steps { by: 0, sequence: layout.sequence, documents: None };
         Ok(Input {
-            logits: T::read(logits.data()),
+            logits: T::read(logits.view.data()),
             layout,
             answers: Answers::Unknown,
             kept: Kept { steps, mask: None, weights: None },
@@ -197,52 +180,52 @@ impl<'a, T: Logit> Input<'a, T> {
     /// Finds everything that goes with these logits, and checks its types and shapes.
     pub(crate) fn new(
         tensors: &SafeTensors<'a>,
-        logits: &TensorView<'a>,
-        args: &Score,
+        logits: &Named<'_, 'a>,
+        source: &Source,
+        of_loss: LossTensors<'_>,
     ) -> Result<Self, Error> {
-        let bare = Self::bare(logits, args)?;
-        let find = Finder { tensors, logits, layout: &bare.layout, args };
+        let bare = Self::bare(logits, source.vocab)?;
+        let find = Finder { tensors, logits, layout: &bare.layout, source };
         let steps = find.steps()?;
-        let answers = match &args.loss.target_probs {
+        let answers = match of_loss.target_probs {
             Some(name) => Answers::Probs(find.probs::<T::Real>(name)?),
             None => {
-                let role = ("targets", "targets");
-                Answers::Ids(find.per_token(role, &args.targets, &Integers::TYPES, |_, view| {
-                    Ok(Integers::new(view))
-                })?)
+                let what = ("targets", "targets");
+                let read = |_: &str, view: &TensorView<'a>| Ok(Integers::new(view));
+                Answers::Ids(find.per_token(what, source.targets(), &Integers::TYPES, read)?)
             }
         };
-        let weight = match &args.loss.weight {
+        let weight = match of_loss.weight {
             Some(name) => Some(find.class_weights::<T::Real>(name)?),
             None => None,
         };
-        let upstream = match &args.gradient.upstream {
+        let upstream = match of_loss.upstream {
             Some(name) => find.upstream(name)?,
             None => Derivative::OfAll(1.0),
         };
         let kept = Kept { steps, mask: find.mask()?, weights: None };
-        let (ignored, token_weights) = (args.rows.ignore_index.clone(), find.token_weights()?);
+        let (ignored, token_weights) = (source.rows.ignore_index.clone(), find.token_weights()?);
         Ok(Input { answers, kept, ignored, token_weights, weight, upstream, ..bare })
     }
 
     /// For what has no weighted mean: rows whose token weight is 0 do not count, all others count
-    /// alike. There need not be targets.
+    /// alike. There need not be targets, unless an option asks for them.
     pub(crate) fn unweighted(
         tensors: &SafeTensors<'a>,
-        logits: &TensorView<'a>,
-        args: &Score,
-        has_targets: bool,
+        logits: &Named<'_, 'a>,
+        source: &Source,
     ) -> Result<Self, Error> {
+        let has_targets = source.asks_for_targets() || tensors.tensor(TARGETS).is_ok();
         let mut input = if has_targets {
-            Self::new(tensors, logits, args)?
+            Self::new(tensors, logits, source, LossTensors::default())?
         } else {
-            let mut input = Self::bare(logits, args)?;
-            let find = Finder { tensors, logits, layout: &input.layout, args };
+            let mut input = Self::bare(logits, source.vocab)?;
+            let find = Finder { tensors, logits, layout: &input.layout, source };
             (input.kept.mask, input.token_weights) = (find.mask()?, find.token_weights()?);
             let is_all = input.kept.mask.is_none() && input.token_weights.is_none();
             // A class stands for the target of a row that counts.
             if !is_all && input.layout.vocab == 0 && input.layout.rows > 0 {
-                return Err(wrong(&args.logits, logits, "1 or more classes"));
+                return Err(wrong(logits.name, &logits.view, "1 or more classes"));
             }
             input
         };
@@ -272,7 +255,12 @@ impl<'a, T: Logit> Input<'a, T> {
         self.ignored.iter().any(|&ignored| id == ignored.into())
     }
 
-    /// Whether a row counts.
+    /// Whether a row counts in means: it is kept, and its token weight is not 0.
+    pub(crate) fn counts(&self, row: usize) -> bool {
+        self.is_kept(row) && self.weight_of(row) != 0.0
+    }
+
+    /// Whether a row is read.
     pub(crate) fn is_kept(&self, row: usize) -> bool {
         match self.answers {
             Answers::Ids(_) => self.id(row).is_some_and(|id| !self.is_ignored(id)),
@@ -373,11 +361,14 @@ impl<'a, T: Logit> Input<'a, T> {
     /// The sum of the token weights of the rows that count, or their number.
     pub(crate) fn weight_of_rows(&self) -> f64 {
         let rows = (0..self.layout.rows).filter(|&row| self.is_kept(row));
-        rows.fold(0.0, |sum, row| {
-            sum + self.token_weights.as_ref().map_or(1.0, |weights| {
-                let element = self.kept.steps.element(row, weights.is_cut);
-                element.map_or(0.0, |i| weights.values.get(i))
-            })
+        rows.fold(0.0, |sum, row| sum + self.weight_of(row))
+    }
+
+    /// The token weight of a row, 1 unless the file has others.
+    fn weight_of(&self, row: usize) -> f64 {
+        self.token_weights.as_ref().map_or(1.0, |weights| {
+            let element = self.kept.steps.element(row, weights.is_cut);
+            element.map_or(0.0, |i| weights.values.get(i))
         })
     }
 
@@ -402,39 +393,14 @@ impl<'a, T: Logit> Input<'a, T> {
         let index = ids.index(self.kept.steps.element(row, ids.is_cut)?);
         (index != [row]).then_some(index)
     }
-
-    /// The loss that `args` asks for, but for its reduction.
-    pub(crate) fn cross_entropy(&self, args: &Score) -> CrossEntropy<'_> {
-        let options = &args.loss;
-        let mut ce = CrossEntropy::new().ignoring(&self.ignored);
-        if let Some(weight) = &self.weight {
-            ce = ce.class_weights(T::Real::floats(weight));
-        }
-        if let Some(e) = options.label_smoothing {
-            ce = ce.label_smoothing(e);
-        }
-        if let Some(factor) = options.z_loss {
-            ce = ce.z_loss(factor);
-        }
-        if let Some(c) = options.softcap {
-            ce = ce.softcap(c);
-        }
-        if let Some(scale) = options.logit_scale {
-            ce = ce.logit_scale(scale);
-        }
-        if let Some(temperature) = options.temperature {
-            ce = ce.temperature(temperature);
-        }
-        ce
-    }
 }
 
 /// Finds what has to go with the logits.
 struct Finder<'t, 'a> {
     tensors: &'t SafeTensors<'a>,
-    logits: &'t TensorView<'a>,
+    logits: &'t Named<'t, 'a>,
     layout: &'t Layout,
-    args: &'t Score,
+    source: &'t Source,
 }
 
 /// What a tensor is called in messages, and the option that names it.
@@ -458,7 +424,7 @@ impl<'a> Finder<'_, 'a> {
         };
         // Nobody means the logits themselves, although their shape may be that of probabilities.
         let may_be_meant = |view: &TensorView<'_>| {
-            shape_of(view).is_some() && !ptr::eq(view.data(), self.logits.data())
+            shape_of(view).is_some() && !ptr::eq(view.data(), self.logits.view.data())
         };
         let view = Role { what, flag, fits: &may_be_meant }.find(self.tensors, name)?;
         match shape_of(&view) {
@@ -476,9 +442,24 @@ impl<'a> Finder<'_, 'a> {
     ) -> Error {
         let types = alternatives(types.iter().map(Dtype::to_string));
         let shapes = alternatives(shapes.iter().map(|(shape, _)| format!("{shape:?}")));
-        let (logits, found) = (&self.args.logits, describe(self.logits));
-        let vocab = self.args.vocab.map_or_else(String::new, |n| format!(" and --vocab {n}"));
+        let (logits, found) = (self.logits.name, describe(&self.logits.view));
+        let vocab = self.source.vocab.map_or_else(String::new, |n| format!(" and --vocab {n}"));
         wrong(name, view, &format!("{types} {shapes} to go with `{logits}` {found}{vocab}"))
+    }
+
+    /// What is wrong with a tensor of tokens, with a hint if it has one token fewer per sequence.
+    fn of_tokens(&self, mut error: Error) -> Error {
+        let mut cut = self.layout.of_rows().to_vec();
+        if let (Some(time @ 2..), None) = (cut.last_mut(), self.source.shift)
+            && let Error::Tensor { name, expected, .. } = &mut error
+            && let Ok(view) = self.tensors.tensor(name)
+        {
+            *time -= 1;
+            if view.shape().len() >= cut.len() && is_same_but_for_1(&cut, view.shape()) {
+                expected.push_str("; `--shift` takes one token fewer per sequence");
+            }
+        }
+        error
     }
 
     /// Finds what has an element per row, or per token, and reads it.
@@ -492,13 +473,14 @@ impl<'a> Finder<'_, 'a> {
         let all = self.layout.of_rows();
         let mut cut = all.to_vec();
         let mut shapes: Vec<Shape<'_>> = vec![(all, is_same_but_for_1)];
-        if let (Some(time), by @ 1..) = (cut.last_mut(), self.args.shift.unwrap_or(0))
+        if let (Some(time), by @ 1..) = (cut.last_mut(), self.source.shift.unwrap_or(0))
             && by < *time
         {
             *time -= by;
             shapes.push((&cut, is_same_but_for_1));
         }
-        let (view, shape) = self.tensor(what, name, types, &shapes)?;
+        let (view, shape) =
+            self.tensor(what, name, types, &shapes).map_err(|error| self.of_tokens(error))?;
         let Some(values) = read(name, &view)? else {
             return Err(self.does_not_fit(name, &view, types, &shapes));
         };
@@ -508,7 +490,7 @@ impl<'a> Finder<'_, 'a> {
     /// From rows to their targets.
     fn steps(&self) -> Result<Steps<'a>, Error> {
         let Layout { rows, sequence, .. } = *self.layout;
-        let documents = match &self.args.rows.offsets {
+        let documents = match &self.source.rows.offsets {
             None => None,
             Some(name) => {
                 let what = ("offsets of documents", "offsets");
@@ -526,24 +508,24 @@ impl<'a> Finder<'_, 'a> {
                 Some(Documents::new(name, offsets, rows)?)
             }
         };
-        let by = self.args.shift.unwrap_or(0);
+        let by = self.source.shift.unwrap_or(0);
         // Of no rows none is without a target, and documents may be of one token.
         if by >= sequence && by > 0 && rows > 0 && documents.is_none() {
             let of_what = if self.layout.is_batch() { "sequences of " } else { "" };
             let rows = by.saturating_add(1);
             let expected = format!("{of_what}{rows} or more rows for --shift {by}");
-            return Err(wrong(&self.args.logits, self.logits, &expected));
+            return Err(wrong(self.logits.name, &self.logits.view, &expected));
         }
         Ok(Steps { by, sequence, documents })
     }
 
     fn mask(&self) -> Result<Option<PerToken<Mask<'a>>>, Error> {
-        let Some(name) = &self.args.rows.mask else { return Ok(None) };
+        let Some(name) = &self.source.rows.mask else { return Ok(None) };
         self.per_token(("mask", "mask"), name, &Mask::types(), Mask::new).map(Some)
     }
 
     fn token_weights(&self) -> Result<Option<PerToken<Reals<'a>>>, Error> {
-        let Some(name) = &self.args.rows.token_weights else { return Ok(None) };
+        let Some(name) = &self.source.rows.token_weights else { return Ok(None) };
         let what = ("token weights", "token-weights");
         self.per_token(what, name, &Reals::TYPES, |_, view| Ok(Reals::new(view))).map(Some)
     }
@@ -592,62 +574,5 @@ fn are_rows_of_as_many(a: &[usize], b: &[usize]) -> bool {
     match (a, b) {
         ([a @ .., of_a], [b @ .., of_b]) => of_a == of_b && is_same_but_for_1(a, b),
         _ => false,
-    }
-}
-
-/// `A`, `A or B`, `A, B or C`
-fn alternatives(texts: impl Iterator<Item = String>) -> String {
-    let texts: Vec<String> = texts.collect();
-    match &texts[..] {
-        [] => String::new(),
-        [one] => one.clone(),
-        [most @ .., last] => format!("{} or {last}", most.join(", ")),
-    }
-}
-
-fn wrong(name: &str, view: &TensorView<'_>, expected: &str) -> Error {
-    Error::Tensor { name: name.to_owned(), found: describe(view), expected: expected.to_owned() }
-}
-
-pub(crate) fn describe(view: &TensorView<'_>) -> String {
-    format!("{} {:?}", view.dtype(), view.shape())
-}
-
-/// What a tensor is for.
-struct Role<'f> {
-    what: &'static str,
-    flag: &'static str,
-    /// Whether a tensor could be it.
-    fits: &'f dyn Fn(&TensorView<'_>) -> bool,
-}
-
-impl Role<'_> {
-    fn find<'a>(&self, tensors: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, Error> {
-        tensors.tensor(name).map_err(|_| Error::Missing {
-            what: self.what,
-            name: name.to_owned(),
-            others: self.list(tensors),
-        })
-    }
-
-    /// What the file has instead of the tensor that was asked for.
-    fn list(&self, tensors: &SafeTensors<'_>) -> String {
-        const SHOWN: usize = 16;
-        let mut all = tensors.tensors();
-        if all.is_empty() {
-            return "the file has no tensors".to_owned();
-        }
-        all.sort_by(|a, b| a.0.cmp(&b.0));
-        let show = |(name, view): &(String, TensorView<'_>)| format!("`{name}` {}", describe(view));
-        let shown: Vec<String> = all.iter().take(SHOWN).map(show).collect();
-        let mut text = format!("the file has {}", shown.join(", "));
-        if all.len() > SHOWN {
-            let _ = write!(text, " and {} more", all.len() - SHOWN);
-        }
-        let mut candidates = all.iter().filter(|(_, view)| (self.fits)(view));
-        if let (Some((name, _)), None) = (candidates.next(), candidates.next()) {
-            let _ = write!(text, "; try `--{} {name}`", self.flag);
-        }
-        text
     }
 }

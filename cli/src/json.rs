@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
+use xent::Estimate;
 
 /// What a number is, for its sibling `<key>_is`.
 pub(crate) fn kind(x: f64) -> &'static str {
@@ -58,6 +59,33 @@ impl<V: Serialize> Serialize for Field<V> {
     }
 }
 
+/// A statistic, to be flattened into an object: `<key>`, and its standard error as `<key>_stderr`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Statistic {
+    key: &'static str,
+    estimate: Estimate,
+}
+
+impl Statistic {
+    pub(crate) fn new(key: &'static str, estimate: Estimate) -> Self {
+        Statistic { key, estimate }
+    }
+}
+
+impl Serialize for Statistic {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Statistic { key, estimate: Estimate { value, stderr } } = self;
+        let mut map = serializer.serialize_map(None)?;
+        number(&mut map, key, *value)?;
+        number(&mut map, &format!("{key}_stderr"), *stderr)?;
+        map.end()
+    }
+}
+
+fn number<M: SerializeMap>(map: &mut M, key: &str, value: f64) -> Result<(), M::Error> {
+    entry(map, key, &value, (!value.is_finite()).then(|| kind(value)))
+}
+
 fn entry<M: SerializeMap>(
     map: &mut M,
     key: &str,
@@ -82,8 +110,7 @@ impl<const N: usize> Serialize for ByNumber<N> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for (key, &value) in self.keys.iter().zip(&self.values) {
-            let is = (!value.is_finite()).then(|| kind(value));
-            entry(&mut map, &key.to_string(), &value, is)?;
+            number(&mut map, &key.to_string(), value)?;
         }
         map.end()
     }

@@ -1,19 +1,19 @@
 //! `xent logprobs`: what an inference engine says of the tokens of logits that are in a file.
 #![forbid(unsafe_code)]
 
-use crate::args::{self, Gradient, Ignoring, Loss, Reduction, Rows, Score, TARGETS};
-use crate::input::{self, Input};
+use crate::args::{Compute, Source, Transform};
+use crate::command::{self, bad_input, in_pool, in_words};
+use crate::error::Error;
+use crate::input::Input;
 use crate::json::Field;
-use crate::number::{Logit, Number};
-use crate::{Error, in_pool, scoring_error};
-use half::{bf16, f16};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use crate::number::{Logit, Number, for_logits};
+use crate::tensor::{Named, wrong};
+use safetensors::SafeTensors;
 use serde::Serialize;
 use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::PathBuf;
-use xent::{Backend, LogProbs, Sample, TokenLogProbs};
+use xent::{LogProbs, Sample, TokenLogProbs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,7 +29,7 @@ Exit status: 0 if the file was read to its end, 1 if a file is at fault, 2 if th
 /// Log-probabilities of the tokens that logits in a safetensors file are of, row by row
 ///
 /// Of each row: the target, its log-probability and its rank, the argmax, and what the options ask
-/// for. Without targets the log-probability is that of the argmax, and there are no ranks. The file
+/// for. Without targets there are the argmax and its log-probability, and no ranks. The file
 /// is that of `xent score`. Rows are printed as they are computed, a bounded number at a time, so
 /// that neither the file nor the output needs to fit into memory; targets are checked before
 /// anything is printed. Rows are counted through all sequences. The last line has the means over
@@ -46,35 +46,11 @@ pub(crate) struct Args {
     #[arg(value_name = "FILE.safetensors")]
     file: PathBuf,
 
-    /// Name of the logits tensor
-    #[arg(long, value_name = "NAME", default_value = "logits")]
-    logits: String,
+    #[command(flatten)]
+    source: Source,
 
-    /// Name of the targets tensor [default: targets, if there is one]
-    #[arg(long, value_name = "NAME")]
-    targets: Option<String>,
-
-    /// Classes of a row that are used: the first N, the rest is padding [default: all]
-    #[arg(long, value_name = "N", value_parser = args::classes, allow_negative_numbers = true)]
-    vocab: Option<usize>,
-
-    /// Targets are the tokens that went into the model: row i predicts token i + K [default K: 1]
-    ///
-    /// Of each sequence; the last K rows of one have no target and are ignored. Ignored rows are
-    /// printed with `-` for what was not computed.
-    #[arg(
-        long,
-        value_name = "K",
-        num_args = 0..=1,
-        default_missing_value = "1",
-        value_parser = args::shift,
-        allow_negative_numbers = true
-    )]
-    shift: Option<usize>,
-
-    /// Divides the logits, T > 0 [default: 1]
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
-    temperature: Option<f64>,
+    #[command(flatten)]
+    transform: Transform,
 
     /// Also print the K most probable tokens, `id:logprob`, at most 128
     ///
@@ -108,21 +84,14 @@ pub(crate) struct Args {
     )]
     sample_temperature: f64,
 
-    /// Instructions to use: scalar, portable, neon, avx2 or avx512
-    ///
-    /// By default that of the environment variable XENT_BACKEND, or else the fastest that this
-    /// machine can run.
-    #[arg(long, value_name = "B", value_parser = args::available_backend)]
-    backend: Option<Backend>,
-
-    /// Threads, 1 to 1024; by default one per core
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    compute: Compute,
 
     /// Print one JSON object per row, each on a line of its own, instead of text
     ///
     /// The keys are `row`, `target`, `logprob`, `rank`, `strict_rank` (one more than the number of
-    /// logits above that of the target), `argmax`, and as asked for `entropy`, `varentropy`,
+    /// logits above that of the target), `argmax`, without targets `argmax_logprob` instead of all
+    /// that is about them, and as asked for `entropy`, `varentropy`,
     /// `sampled`, `sampled_logprob` and `top`, a list of `id` and `logprob`. Ignored rows have
     /// `row`, `target` and `"ignored":true` alone. Numbers are in the shortest form that reads back
     /// as the same number. Those that JSON cannot hold are null, and beside each such `x` there is
@@ -130,30 +99,6 @@ pub(crate) struct Args {
     /// line with means.
     #[arg(long)]
     json: bool,
-
-    #[command(flatten)]
-    rows: Rows,
-}
-
-impl Args {
-    /// The rows, as what `xent score` takes.
-    fn score(&self) -> Score {
-        Score {
-            file: self.file.clone(),
-            logits: self.logits.clone(),
-            targets: self.targets.as_deref().unwrap_or(TARGETS).to_owned(),
-            vocab: self.vocab,
-            shift: self.shift,
-            rows: self.rows.clone(),
-            reduction: Reduction::None,
-            backend: self.backend,
-            threads: self.threads,
-            per_token: true,
-            json: self.json,
-            loss: Loss::at(self.temperature),
-            gradient: Gradient { grad: None, upstream: None },
-        }
-    }
 }
 
 /// Bytes of logits that are asked about in one call.
@@ -163,46 +108,33 @@ const BATCH_BYTES: usize = 64 << 20;
 const BATCH_ROWS: usize = 1 << 14;
 
 pub(crate) fn run(args: &Args) -> Result<(), Error> {
-    let file = crate::map(&args.file)?;
-    let tensors = crate::tensors(&args.file, &file)?;
-    let logits = crate::logits(&args.file, &tensors, &args.logits)?;
-    match logits.dtype() {
-        Dtype::BF16 => run_as::<bf16>(&tensors, &logits, args),
-        Dtype::F16 => run_as::<f16>(&tensors, &logits, args),
-        Dtype::F64 => run_as::<f64>(&tensors, &logits, args),
-        _ => run_as::<f32>(&tensors, &logits, args),
-    }
+    let file = command::map(&args.file)?;
+    let tensors = command::tensors(&args.file, &file)?;
+    let logits = command::logits(&args.file, &tensors, &args.source.logits)?;
+    for_logits!(logits.view.dtype(), T => print::<T>(&tensors, &logits, args))
 }
 
-fn run_as<T: Logit>(
+fn print<T: Logit>(
     tensors: &SafeTensors<'_>,
-    logits: &TensorView<'_>,
+    logits: &Named<'_, '_>,
     args: &Args,
 ) -> Result<(), Error> {
-    let score = args.score();
-    let asked = args.targets.is_some() || args.shift.is_some() || args.rows.offsets.is_some();
-    let has_targets = asked || tensors.tensor(TARGETS).is_ok();
-    let bad_input = |error| Error::Input { file: args.file.clone(), error };
-    let input = Input::<T>::unweighted(tensors, logits, &score, has_targets).map_err(bad_input)?;
+    let bad = |error| bad_input(&args.file, error);
+    let input = Input::<T>::unweighted(tensors, logits, &args.source).map_err(bad)?;
     // Without targets such rows need no memory: there may be more than anyone can count.
-    if !has_targets && input.layout.vocab == 0 && input.layout.rows > 0 {
-        return Err(bad_input(input::Error::Tensor {
-            name: args.logits.clone(),
-            found: input::describe(logits),
-            expected: "1 or more classes".to_owned(),
-        }));
+    if !input.has_targets() && input.layout.vocab == 0 && input.layout.rows > 0 {
+        return Err(bad(wrong(logits.name, &logits.view, "1 or more classes")));
     }
-    let pass = Pass { input, score, args };
+    let pass = Pass { input, args };
     // Standard output is not locked: whichever thread of the pool runs this writes to it.
     let row = pass.input.layout.vocab.saturating_mul(size_of::<T>());
     let size = (BATCH_BYTES / row.max(1)).clamp(1, BATCH_ROWS);
-    in_pool(args.threads, || pass.run(&mut BufWriter::new(io::stdout()), size))?
+    in_pool(args.compute, || pass.run(&mut BufWriter::new(io::stdout()), size))?
 }
 
 /// All that a pass over the rows needs.
 struct Pass<'p, 'a, T: Logit> {
     input: Input<'a, T>,
-    score: Score,
     args: &'p Args,
 }
 
@@ -246,9 +178,9 @@ impl<T: Logit> Pass<'_, '_, T> {
         let needed = usize::from(!has_targets && vocab > 0);
         let part = self.input.part(rows.clone());
         let mut ask = LogProbs::new()
-            .ignoring(&self.input.ignored)
-            .backend(args.backend.map_or_else(Backend::selected, Ok)?)
-            .temperature(args.temperature.unwrap_or(1.0))
+            .ignore_indices(&self.input.ignored)
+            .backend(args.compute.backend()?)
+            .temperature(args.transform.temperature.unwrap_or(1.0))
             .top_k(top.max(needed))
             .ranks(has_targets)
             .entropy(args.entropy)
@@ -269,7 +201,7 @@ impl<T: Logit> Pass<'_, '_, T> {
                 let range = "finite and not negative";
                 Error::Option { option: "sample_temperature", value, range }
             }
-            error => scoring_error(error, &self.input, &self.score),
+            error => in_words(error, &self.input, &self.args.file, &self.args.source),
         }
     }
 
@@ -351,12 +283,15 @@ struct Row<R: Number> {
 #[derive(Serialize)]
 struct Found<R: Number> {
     #[serde(flatten)]
-    logprob: Field<R>,
+    logprob: Option<Field<R>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rank: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     strict_rank: Option<i64>,
     argmax: i64,
+    /// Where there are no targets.
+    #[serde(flatten)]
+    argmax_logprob: Option<Field<R>>,
     #[serde(flatten)]
     entropy: Option<Field<R>>,
     #[serde(flatten)]
@@ -367,6 +302,13 @@ struct Found<R: Number> {
     sampled_logprob: Option<Field<R>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     top: Option<Vec<Token<R>>>,
+}
+
+impl<R: Number> Found<R> {
+    /// The log-probability of the target, or without targets of the argmax.
+    fn main_logprob(&self) -> Option<Field<R>> {
+        self.logprob.or(self.argmax_logprob)
+    }
 }
 
 #[derive(Serialize)]
@@ -390,20 +332,20 @@ impl<T: Logit> Batch<'_, '_, T> {
         let (args, found) = (self.pass.args, &self.found);
         let of_row = |key, all: &[T::Real]| all.get(i).map(|&x| Field::number(key, x));
         let token = |(id, logprob)| Token { id, logprob: Field::number("logprob", logprob) };
-        // The target's, or else that of the argmax, which is the first of the top.
-        let logprob = match self.pass.input.has_targets() {
-            true => found.logprobs.get(i).copied(),
-            false => found.top(i).next().map(|(_, logprob)| logprob),
-        };
         let sampled = |&id: &i64| match id {
             0.. => Field::some(Field::integer("sampled", id)),
             _ => Field::none("sampled"),
         };
+        // Without targets the library may have been told stand-ins.
+        let has_targets = self.pass.input.has_targets();
+        // The argmax is the first of the top.
+        let of_argmax = |(_, logprob)| Field::number("argmax_logprob", logprob);
         Found {
-            logprob: Field::number("logprob", logprob.unwrap_or_default()),
+            logprob: of_row("logprob", &found.logprobs).filter(|_| has_targets),
             rank: found.ranks.get(i).copied(),
             strict_rank: found.strict_ranks.get(i).copied(),
             argmax: found.argmax[i],
+            argmax_logprob: found.top(i).next().map(of_argmax).filter(|_| !has_targets),
             entropy: of_row("entropy", &found.entropy),
             varentropy: of_row("varentropy", &found.varentropy),
             sampled: found.sampled.get(i).map(sampled),
@@ -435,7 +377,7 @@ impl<T: Logit> Batch<'_, '_, T> {
         if input.has_targets() {
             write!(out, " {:>8} {:>w$} {:>8} {:>8}", "target", "logprob", "rank", "argmax")?;
         } else {
-            write!(out, " {:>8} {:>w$}", "argmax", "logprob")?;
+            write!(out, " {:>8} {:>w$}", "argmax", "argmax-logprob")?;
         }
         for (wanted, name) in [(args.entropy, "entropy"), (args.varentropy, "varentropy")] {
             if wanted {
@@ -458,7 +400,7 @@ impl<T: Logit> Batch<'_, '_, T> {
             x.map_or_else(|| "-".to_owned(), |Field { value, .. }| format!("{value:?}"))
         };
         let int = |x: Option<i64>| x.map_or_else(|| "-".to_owned(), |x| x.to_string());
-        let logprob = float(found.map(|found| found.logprob));
+        let logprob = float(found.and_then(Found::main_logprob));
         let argmax = int(found.map(|found| found.argmax));
         write!(out, "{row:>8}")?;
         if let Some(target) = target {
@@ -495,7 +437,7 @@ impl Totals {
             return;
         };
         self.kept += 1;
-        let logprob: f64 = found.logprob.value.into();
+        let logprob = found.main_logprob().map_or(f64::NAN, |logprob| logprob.value.into());
         if logprob.is_nan() {
             self.nan += 1;
             self.first_nan.get_or_insert(row.row);
@@ -524,18 +466,18 @@ mod tests {
             Answers::Ids(PerToken { values, shape: vec![ROWS], is_cut: false })
         });
         let shape = vec![ROWS, VOCAB];
-        let steps = Steps { by: args.shift.unwrap_or(0), sequence, documents: None };
+        let steps = Steps { by: args.source.shift.unwrap_or(0), sequence, documents: None };
         let input = Input::<f32> {
             logits,
             layout: Layout { shape, rows: ROWS, sequence, stored: VOCAB, vocab: VOCAB },
             answers,
             kept: Kept { steps, mask: None, weights: None },
-            ignored: args.rows.ignore_index.clone(),
+            ignored: args.source.rows.ignore_index.clone(),
             token_weights: None,
             weight: None,
             upstream: Derivative::OfAll(1.0),
         };
-        let pass = Pass { input, score: args.score(), args };
+        let pass = Pass { input, args };
         let mut out = Vec::new();
         pass.run(&mut out, size).unwrap();
         String::from_utf8(out).unwrap()

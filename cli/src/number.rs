@@ -21,6 +21,31 @@ pub(crate) trait Logit: xent::Element<Real: Number> + Stored {}
 
 impl<T: xent::Element<Real: Number> + Stored> Logit for T {}
 
+/// Evaluates an expression with a name for the type of logits that tensors of a `Dtype` have.
+macro_rules! for_logits {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            safetensors::Dtype::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            safetensors::Dtype::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            safetensors::Dtype::F64 => {
+                type $T = f64;
+                $body
+            }
+            _ => {
+                type $T = f32;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use for_logits;
+
 /// A type of results, and of what goes with the logits class by class.
 pub(crate) trait Number: xent::Real + Stored + serde::Serialize {
     /// Characters that hold every number of this type in its shortest form, or nearly.

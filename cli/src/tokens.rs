@@ -1,8 +1,8 @@
 //! Which rows count, and which element of the tensors that go with rows is theirs.
 #![forbid(unsafe_code)]
 
-use crate::input::Error;
 use crate::number::{Integers, Reals};
+use crate::tensor::Error;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -141,7 +141,10 @@ impl<'a> Mask<'a> {
                 name: name.to_owned(),
                 at: format!("element {:?}", index(view.shape(), i)),
                 value: format!("{:?}", reals.get(i)),
-                expected: "0 for rows to leave out and a positive number for others".to_owned(),
+                expected:
+                    "0 for rows to leave out and a positive number for others; of a mask that is \
+                           added to attention scores, write `mask == 0`"
+                        .to_owned(),
             }),
         }
     }

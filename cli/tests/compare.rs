@@ -6,7 +6,10 @@ use common::{Dtype, Files, bytes, failure, noise, nulls_are_named, text, xent};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use xent::{Backend, Compare, CompareOutputs, Comparison, Estimate, Logits, Targets, bf16};
+use xent::{
+    Backend, Compare, CompareOutputs, Comparison, CrossEntropy, Estimate, Logits, RowOutputs,
+    Targets, bf16,
+};
 
 const ROWS: usize = 24;
 const VOCAB: usize = 101;
@@ -68,9 +71,18 @@ fn same(got: &Value, want: f64) {
 }
 
 #[track_caller]
-fn estimate(got: &Value, want: Estimate) {
-    same(&got["value"], want.value);
-    same(&got["stderr"], want.stderr);
+fn estimate(report: &Value, name: &str, want: Estimate) {
+    same(&report[name], want.value);
+    same(&report[format!("{name}_stderr")], want.stderr);
+}
+
+/// That of each model, base first.
+fn perplexities(ce: &CrossEntropy<'_>, targets: &[i64]) -> [Estimate; 2] {
+    let (p, q, _) = models();
+    let (p, q) = (Logits::new(&p, ROWS, VOCAB).unwrap(), Logits::new(&q, ROWS, VOCAB).unwrap());
+    let of_base = ce.evaluate(p, targets, RowOutputs::new()).unwrap();
+    let of_other = ce.evaluate(q, targets, RowOutputs::new()).unwrap();
+    [of_base, of_other].map(|e| Estimate { value: e.perplexity(), stderr: e.perplexity_stderr() })
 }
 
 #[test]
@@ -84,29 +96,29 @@ fn every_number_is_that_of_the_library() {
     assert_eq!(report["count"], all.count());
     assert_eq!(report["ignored"], all.ignored());
     assert!(all.ignored() > 0 && report["vocab"] == VOCAB);
-    same(&report["kl"]["mean"], all.mean_kl().value);
-    same(&report["kl"]["stderr"], all.mean_kl().stderr);
+    estimate(&report, "kl", all.mean_kl());
     let names = ["0", "0.001", "0.25", "0.5", "0.999", "1"];
     let fractions = [0.0, 0.001, 0.25, 0.5, 0.999, 1.0];
     for (name, want) in names.iter().zip(all.kl_percentiles(fractions)) {
-        same(&report["kl"]["percentiles"][name], want);
+        same(&report["kl_percentiles"][name], want);
     }
     for (name, values) in ["reverse_kl", "jsd", "total_variation"].iter().zip(per_row) {
         let kept = values.iter().zip(&targets).filter(|(_, t)| **t != -100).map(|(&x, _)| x);
-        estimate(&report[name], Estimate::of(&kept.collect::<Vec<_>>()));
+        estimate(&report, name, Estimate::of(&kept.collect::<Vec<_>>()));
     }
-    estimate(&report["same_top"], all.same_top());
+    estimate(&report, "same_top", all.same_top());
     let (at, got) = (all.at_targets().unwrap(), &report["targets"]);
-    estimate(&got["perplexity"], at.other_perplexity());
-    estimate(&got["base_perplexity"], at.base_perplexity());
-    estimate(&got["log_ratio"], at.log_ratio());
-    estimate(&got["ratio"], at.ratio());
-    estimate(&got["difference"], at.difference());
-    estimate(&got["rms_delta_p"], at.rms_delta_p());
+    let [of_base, of_other] = perplexities(&CrossEntropy::new().temperature(1.5), &targets);
+    estimate(got, "perplexity", of_other);
+    estimate(got, "base_perplexity", of_base);
+    estimate(got, "log_ratio", at.log_ratio());
+    estimate(got, "ratio", at.ratio());
+    estimate(got, "difference", at.difference());
+    estimate(got, "rms_delta_p", at.rms_delta_p());
     same(&got["correlation"], at.correlation());
-    same(&got["delta_p"]["mean"], at.mean_delta_p().value);
+    estimate(got, "delta_p", at.mean_delta_p());
     for (name, want) in names.iter().zip(at.delta_p_percentiles(fractions)) {
-        same(&got["delta_p"]["percentiles"][name], want);
+        same(&got["delta_p_percentiles"][name], want);
     }
 
     // The same numbers from every backend that has the same bits, and any number of threads.
@@ -121,6 +133,48 @@ fn every_number_is_that_of_the_library() {
     }
 }
 
+/// Of both models, with any options that the commands have in common, to the last digit.
+#[test]
+fn perplexities_are_those_of_score() {
+    let dir = Files::new();
+    let (p, q, targets) = models();
+    let q: Vec<f32> = q.iter().map(|x| x.to_f32()).collect();
+    let wide: Vec<f64> = p.iter().map(|&x| f64::from(x) * 1.01).collect();
+    let mask: Vec<u8> = (0..ROWS).map(|i| u8::from(i % 7 != 3)).collect();
+    let weights: Vec<f32> = (0..ROWS).map(|i| (i % 4) as f32).collect();
+    let shape = || vec![4, 6, VOCAB];
+    let file = dir.tensors(
+        "all",
+        &[
+            ("p", Dtype::F32, shape(), bytes(&p)),
+            ("q", Dtype::F32, shape(), bytes(&q)),
+            ("wide", Dtype::F64, shape(), bytes(&wide)),
+            ("targets", Dtype::I64, vec![4, 6], bytes(&targets)),
+            ("m", Dtype::U8, vec![4, 6], mask),
+            ("w", Dtype::F32, vec![4, 6], bytes(&weights)),
+        ],
+    );
+    for args in [
+        &[][..],
+        &["--temperature=0.7", "--vocab=99"],
+        &["--shift", "--mask=m", "--threads=2"],
+        &["--token-weights=w", "--ignore-index=-100,37"],
+    ] {
+        for (base, other) in [("p", "q"), ("q", "wide"), ("wide", "p")] {
+            let names = ["--logits", base, "--other-logits", other];
+            let compared = json(&file, &file, &[&names, args].concat());
+            for (logits, key) in [(base, "base_perplexity"), (other, "perplexity")] {
+                let scored = common::json(&file, &[&["--logits", logits], args].concat());
+                assert_eq!(compared["count"], scored["count"]);
+                for of in ["", "_stderr"] {
+                    let of_score = scored[format!("perplexity{of}")].as_f64().unwrap();
+                    same(&compared["targets"][format!("{key}{of}")], of_score);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_text_is_laid_out_as_that_of_llama_cpp() {
     let dir = Files::new();
@@ -128,6 +182,7 @@ fn the_text_is_laid_out_as_that_of_llama_cpp() {
     let (_, _, targets) = models();
     let (all, _) = expected(Compare::new().targets(&targets));
     let at = all.at_targets().unwrap();
+    let [of_base, of_other] = perplexities(&CrossEntropy::new(), &targets);
     let stdout = printed(&base, &other, &["--backend", "scalar", "--threads", "1"]);
     let lines: Vec<&str> = stdout.lines().collect();
     let with = |e: Estimate| format!("{:10.6} ± {:10.6}", e.value, e.stderr);
@@ -136,8 +191,8 @@ fn the_text_is_laid_out_as_that_of_llama_cpp() {
     let [upper, min] = at.delta_p_percentiles([0.75, 0.0]).map(|p| 100.0 * p);
     for want in [
         "====== Perplexity statistics ======".to_owned(),
-        format!("Mean PPL(Q)                   : {}", with(at.other_perplexity())),
-        format!("Mean PPL(base)                : {}", with(at.base_perplexity())),
+        format!("Mean PPL(Q)                   : {}", with(of_other)),
+        format!("Mean PPL(base)                : {}", with(of_base)),
         format!("Cor(ln(PPL(Q)), ln(PPL(base))): {:6.2}%", 100.0 * at.correlation()),
         format!("Mean ln(PPL(Q)/PPL(base))     : {}", with(at.log_ratio())),
         format!("Mean PPL(Q)/PPL(base)         : {}", with(at.ratio())),
@@ -169,7 +224,7 @@ fn without_targets_there_are_the_divergences() {
     let (all, _) = expected(Compare::new());
     let report = json(&base, &other, &[]);
     assert_eq!((report["count"].as_u64(), report["ignored"].as_u64()), (Some(24), Some(0)));
-    same(&report["kl"]["mean"], all.mean_kl().value);
+    same(&report["kl"], all.mean_kl().value);
     assert!(report.get("targets").is_none());
     let stdout = printed(&base, &other, &[]);
     assert!(!stdout.contains("PPL") && !stdout.contains("Δp"), "{stdout}");
@@ -181,7 +236,7 @@ fn without_targets_there_are_the_divergences() {
     assert!(stdout.contains("Mean    KLD:   0.000000\n"), "{stdout}");
     assert!(stdout.contains("Same top p: 100.000 %\n"), "{stdout}");
     let report = json(&one, &one, &["--logits", "x"]);
-    assert!(report["kl"]["stderr"].is_null());
+    assert!(report["kl_stderr"].is_null());
 }
 
 #[test]
@@ -202,9 +257,10 @@ fn padding_sequences_shifts_and_names() {
     let compare = Compare::new().targets(Targets::shifted(&tokens, 6, 2));
     let want = compare.evaluate(of(&p), of(&q), CompareOutputs::new()).unwrap();
     assert_eq!((report["count"].as_u64(), report["ignored"].as_u64()), (Some(16), Some(8)));
-    same(&report["kl"]["mean"], want.mean_kl().value);
-    let at = want.at_targets().unwrap();
-    same(&report["targets"]["perplexity"]["value"], at.other_perplexity().value);
+    same(&report["kl"], want.mean_kl().value);
+    let ce = CrossEntropy::new();
+    let of_other = ce.evaluate(of(&q), Targets::shifted(&tokens, 6, 2), RowOutputs::new()).unwrap();
+    same(&report["targets"]["perplexity"], of_other.perplexity());
 }
 
 #[test]
@@ -223,6 +279,10 @@ fn what_is_wrong_is_said_in_one_line() {
             base.display()
         )
     );
+    let narrow = ("logits", Dtype::F32, vec![ROWS, 3], bytes(&[0.0_f32; 3 * ROWS]));
+    let narrow = dir.tensors("narrow", &[narrow]);
+    let message = fails(&base, &narrow, &[], 1);
+    assert!(message.ends_with(" has; `--vocab 3` compares the first 3 classes"), "{message}");
     let message = fails(&base, &short, &["--vocab", "4"], 1);
     assert!(message.starts_with(&short.display().to_string()), "{message}");
     assert!(message.contains("4 or more classes for --vocab 4"), "{message}");
@@ -240,7 +300,7 @@ fn what_is_wrong_is_said_in_one_line() {
         message,
         format!(
             "{}: tensor `targets`: row 1: target 37 is out of range for a vocabulary of 30; \
-             the ignore index is -100",
+             the ignore index is -100; `--ignore-index=-100,37` leaves out such rows too",
             base.display()
         )
     );
@@ -298,8 +358,8 @@ fn rows_that_are_nan_are_counted_and_the_first_is_named() {
                 )
             );
             assert_eq!((&report["nan_rows"], &report["first_nan_row"]), (&2.into(), &1.into()));
-            assert_eq!(report["kl"]["mean_is"], "nan");
-            assert_eq!(report["kl"]["percentiles"]["0.5_is"], "nan");
+            assert_eq!(report["kl_is"], "nan");
+            assert_eq!(report["kl_percentiles"]["0.5_is"], "nan");
             assert_eq!(report["targets"]["correlation_is"], "nan");
         }
     }
@@ -307,18 +367,15 @@ fn rows_that_are_nan_are_counted_and_the_first_is_named() {
     let masked = write("masked", &[0.0, 1.0, 2.0, -INF, 1.0, 1.0, 3.0, 0.0]);
     let (report, stderr) = report_and_stderr(&base, &masked, &args);
     assert_eq!((stderr.as_str(), &report["nan_rows"]), ("", &0.into()));
-    assert_eq!(
-        (&report["kl"]["mean_is"], &report["kl"]["stderr_is"]),
-        (&"inf".into(), &"nan".into())
-    );
-    assert_eq!(report["kl"]["percentiles"]["1_is"], "inf");
-    assert_eq!(report["kl"]["percentiles"].get("0_is"), None);
-    assert_eq!(report["targets"]["perplexity"]["value_is"], "inf");
+    assert_eq!((&report["kl_is"], &report["kl_stderr_is"]), (&"inf".into(), &"nan".into()));
+    assert_eq!(report["kl_percentiles"]["1_is"], "inf");
+    assert_eq!(report["kl_percentiles"].get("0_is"), None);
+    assert_eq!(report["targets"]["perplexity_is"], "inf");
     assert_eq!(report.get("first_nan_row"), None);
     // Nor is a standard error of one row.
     let one = dir.tensors("one", &[("logits", Dtype::F32, vec![1, 2], bytes(&good[..2]))]);
     let (report, stderr) = report_and_stderr(&one, &one, &[]);
-    assert_eq!((stderr.as_str(), &report["kl"]["stderr_is"]), ("", &"nan".into()));
+    assert_eq!((stderr.as_str(), &report["kl_stderr_is"]), ("", &"nan".into()));
 }
 
 #[test]

@@ -32,12 +32,18 @@ fn targets_out_of_range() {
     assert_eq!(
         bad_file(&file, &[]),
         ": tensor `targets`: row 1: target 3 is out of range for a vocabulary of 3; \
-         the ignore index is -100"
+         the ignore index is -100; `--ignore-index=-100,3` leaves out such rows too"
     );
     let file = files.dump(&[0.0; 6], 3, &[i64::MIN, 3]);
     let message = bad_file(&file, &["--ignore-index", "3", "--json"]);
     assert!(message.contains("row 0: target -9223372036854775808 is out of range"), "{message}");
-    assert!(message.ends_with("the ignore index is 3"), "{message}");
+    assert!(
+        message.ends_with(
+            "the ignore index is 3; `--ignore-index=3,-9223372036854775808` leaves out such rows too"
+        ),
+        "{message}"
+    );
+    assert!(score(&file, ["--ignore-index=3,-9223372036854775808"]).status.success());
     let file = files.dump(&[], 0, &[0]);
     let message = bad_file(&file, &[]);
     assert!(message.contains("target 0 is out of range for a vocabulary of 0"), "{message}");
@@ -59,7 +65,7 @@ fn targets_out_of_range() {
     assert_eq!(
         bad_file(&file, &[]),
         ": tensor `targets` at [1, 2]: row 5: target 4 is out of range for a vocabulary of 4; \
-         the ignore index is -100"
+         the ignore index is -100; `--ignore-index=-100,4` leaves out such rows too"
     );
     let message = bad_file(&file, &["--vocab", "3"]);
     assert!(message.starts_with(": tensor `targets` at [1, 0]: row 3: target 3 is"), "{message}");
@@ -116,7 +122,10 @@ fn missing_tensors() {
         names.iter().map(|name| (name.as_str(), Dtype::F32, vec![0, 2], vec![])).collect();
     let message = bad_file(&files.tensors("many", &many), &[]);
     assert!(message.contains("the file has `x00` F32 [0, 2], `x01` F32"), "{message}");
-    assert!(message.ends_with(", `x15` F32 [0, 2] and 4 more"), "{message}");
+    assert!(
+        message.ends_with(", `x15` F32 [0, 2] and 4 more; name the right one with `--logits`"),
+        "{message}"
+    );
     let message = bad_file(&files.tensors("none", &[]), &[]);
     assert_eq!(message, ": no tensor `logits` for the logits; the file has no tensors");
 }
@@ -151,8 +160,13 @@ fn wrong_types_and_shapes() {
         (Dtype::I64, vec![2, 2], "I64 [2, 2]"),
         (Dtype::I64, vec![2, 0], "I64 [2, 0]"),
     ] {
-        let message = bad_file(&file((Dtype::F32, vec![2, 3]), (dtype, shape)), &[]);
-        let expected = format!("{INTEGERS} [2] to go with `logits` F32 [2, 3]");
+        let message = bad_file(&file((Dtype::F32, vec![2, 3]), (dtype, shape.clone())), &[]);
+        // One token fewer, as tokens are that were cut for a shift.
+        let hint = match &shape[..] {
+            [1] => "; `--shift` takes one token fewer per sequence",
+            _ => "",
+        };
+        let expected = format!("{INTEGERS} [2] to go with `logits` F32 [2, 3]{hint}");
         assert_eq!(message, format!(": tensor `targets` is {found}, expected {expected}"));
     }
     for shape in [&[6][..], &[2], &[3], &[3, 2], &[2, 3, 2], &[1, 6], &[2, 3, 4], &[]] {
@@ -216,7 +230,13 @@ fn tensors_of_options() {
             (Dtype::F32, &[1, 1]),
         ] {
             let message = bad_file(&with(dtype, shape), &[&[flag, "x"], &grad[..]].concat());
-            assert_eq!(message, format!(": tensor `x` is {dtype} {shape:?}, {expected}"));
+            let hint = match (flag, shape) {
+                ("--token-weights", [1] | [1, 1]) => {
+                    "; `--shift` takes one token fewer per sequence"
+                }
+                _ => "",
+            };
+            assert_eq!(message, format!(": tensor `x` is {dtype} {shape:?}, {expected}{hint}"));
         }
     }
     // Not all numbers of F64 are numbers of the F32 that is computed in.
@@ -295,7 +315,11 @@ fn options_out_of_range() {
     let out = files.path("grad");
     let args = ["--target-probs", "q", "--ignore-index", "1", "--grad", out.to_str().unwrap()];
     let message = failure(&score(&file, args), 2);
-    assert_eq!(message, "ignore_index 1 means nothing for probability targets");
+    assert_eq!(
+        message,
+        "--ignore-index 1 is a class, and with --target-probs no row has a target to compare it \
+         with; leave rows out with --mask"
+    );
     // Nothing was written where the gradient would have gone.
     assert_eq!(files.names(), ["probs"]);
     assert!(score(&file, ["--target-probs", "q", "--ignore-index", "-1"]).status.success());
@@ -311,15 +335,16 @@ fn gradients_that_cannot_be_written() {
         let name = to.display().to_string();
         message.strip_prefix(&name).unwrap_or_else(|| panic!("{message}")).to_owned()
     };
-    let is_input = ": is the file with the logits, which is not overwritten";
+    let is_input =
+        ": is the file with the logits, which is not overwritten; give --grad another name";
     assert_eq!(refused(&file, 2), is_input);
     assert_eq!(refused(&files.path("./dump.safetensors"), 2), is_input);
-    let is_directory = ": is a directory, which is not overwritten";
+    let is_directory = ": is a directory, which is not overwritten; give --grad the name of a file";
     assert_eq!(refused(&files.path("."), 1), is_directory);
     assert_eq!(refused(Path::new("/"), 1), is_directory);
     let message = refused(&files.path("absent/grad"), 1);
     assert!(message.starts_with(": cannot make a file in `"), "{message}");
-    assert!(message.ends_with("absent`: entity not found"), "{message}");
+    assert!(message.ends_with("absent`: entity not found; make the directory first"), "{message}");
     let message = refused(&file.join("grad"), 1);
     assert!(message.ends_with("dump.safetensors`: not a directory"), "{message}");
     #[cfg(unix)]
@@ -329,7 +354,10 @@ fn gradients_that_cannot_be_written() {
         assert_eq!(refused(&link, 2), is_input);
         std::fs::remove_file(link).unwrap();
         let message = refused(Path::new("/dev/null"), 1);
-        assert_eq!(message, ": is a pipe or a device, which is not overwritten");
+        assert_eq!(
+            message,
+            ": is a pipe or a device, which is not overwritten; give --grad the name of a file"
+        );
         let locked = files.path("locked");
         std::fs::create_dir(&locked).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o555);
@@ -604,7 +632,12 @@ fn a_bad_backend_in_the_environment_is_bad_usage() {
     let file = files.dump(&[0.0; 4], 2, &[0, 1]);
     let output = xent().env("XENT_BACKEND", "mmx").arg("score").arg(&file).output().unwrap();
     let message = failure(&output, 2);
-    assert!(message.starts_with("unknown backend `mmx`; available: scalar, "), "{message}");
+    assert!(
+        message
+            .starts_with("environment variable XENT_BACKEND: unknown backend `mmx`; available: "),
+        "{message}"
+    );
+    assert!(message.ends_with("; unset it, or say --backend"), "{message}");
     // The command line wins, so that a bad variable does not matter.
     let mut command = xent();
     command.env("XENT_BACKEND", "mmx").arg("score").arg(&file).args(["--backend", "scalar"]);

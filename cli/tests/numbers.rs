@@ -12,11 +12,14 @@ const VOCAB: usize = 1_031;
 
 #[derive(Debug, Deserialize)]
 struct Row {
+    row: usize,
+    target: i64,
+    ignored: Option<bool>,
     loss: Option<f32>,
     lse: Option<f32>,
     logprob: Option<f32>,
-    argmax: i64,
-    correct: bool,
+    argmax: Option<i64>,
+    correct: Option<bool>,
 }
 
 fn rows(report: &Value) -> Vec<Row> {
@@ -52,11 +55,15 @@ fn rows_are_within_the_stated_error_of_the_oracle() {
     assert_eq!(rows.len(), ROWS);
     let mut kept = 0;
     for ((row, logits), &target) in rows.iter().zip(logits.chunks(VOCAB)).zip(&targets) {
-        let (loss, lse, logprob) = (row.loss.unwrap(), row.lse.unwrap(), row.logprob.unwrap());
+        assert_eq!(row.target, target);
         let Ok(target) = usize::try_from(target) else {
-            assert_eq!((loss, lse, logprob, row.argmax, row.correct), (0.0, 0.0, 0.0, -1, false));
+            let nothing = [row.loss, row.lse, row.logprob].iter().all(Option::is_none);
+            assert!(nothing && row.ignored == Some(true), "{row:?}");
+            assert_eq!((row.argmax, row.correct), (None, None));
             continue;
         };
+        assert_eq!(row.ignored, None);
+        let (loss, lse, logprob) = (row.loss.unwrap(), row.lse.unwrap(), row.logprob.unwrap());
         kept += 1;
         let exact = reference::row(logits, target);
         assert!(
@@ -65,8 +72,8 @@ fn rows_are_within_the_stated_error_of_the_oracle() {
         );
         assert!(reference::ulp_error(lse, exact.logsumexp) <= 1.0, "{row:?} {exact:?}");
         assert_eq!(logprob, -loss);
-        assert_eq!(row.argmax, exact.argmax as i64);
-        assert_eq!(row.correct, exact.argmax == target);
+        assert_eq!(row.argmax, Some(exact.argmax as i64));
+        assert_eq!(row.correct, Some(exact.argmax == target));
     }
     assert_eq!(kept, 29);
 
@@ -96,7 +103,8 @@ fn every_number_reads_back_as_the_same_bits() {
     for (key, want) in [
         ("loss", e.loss()),
         ("perplexity", e.perplexity()),
-        ("stderr", e.stderr()),
+        ("nll", e.mean()),
+        ("nll_stderr", e.stderr()),
         ("perplexity_stderr", e.perplexity_stderr()),
         ("bits_per_token", e.bits_per_token()),
         ("accuracy", e.accuracy().unwrap()),
@@ -104,12 +112,16 @@ fn every_number_reads_back_as_the_same_bits() {
         assert_eq!(report[key].as_f64().unwrap().to_bits(), want.to_bits(), "{key}");
     }
     for (i, row) in rows(&report).iter().enumerate() {
+        assert_eq!(row.row, i);
+        if targets[i] < 0 {
+            continue;
+        }
         let got = [row.loss, row.lse, row.logprob].map(|x| x.unwrap().to_bits());
         assert_eq!(got, [losses[i], lse[i], logprobs[i]].map(f32::to_bits), "row {i}");
-        assert_eq!(row.argmax, argmax[i]);
+        assert_eq!(row.argmax, Some(argmax[i]));
     }
     // Shortest for f32: what `Debug` prints, and not the digits of the same number as f64.
-    let output = score(&file, ["--json"]);
+    let output = score(&file, ["--json", "--per-token"]);
     assert!(
         text(&output.stdout).contains(&format!("\"loss\":{:?},\"lse\":{:?},", losses[1], lse[1]))
     );
@@ -126,7 +138,8 @@ fn the_schema() {
         "reduction",
         "perplexity",
         "perplexity_stderr",
-        "stderr",
+        "nll",
+        "nll_stderr",
         "bits_per_token",
         "accuracy",
         "count",
@@ -150,8 +163,8 @@ fn the_schema() {
     assert!(report["gb_per_s"].as_f64().unwrap() > 0.0);
     let [a, b] = losses(&logits, 3, [2, 1]);
     let expected = format!(
-        r#"[{{"loss":{a:?},"lse":{},"logprob":{:?},"argmax":2,"correct":true}},
-            {{"loss":{b:?},"lse":{},"logprob":{:?},"argmax":2,"correct":false}}]"#,
+        r#"[{{"row":0,"target":2,"loss":{a:?},"lse":{},"logprob":{:?},"argmax":2,"correct":true}},
+            {{"row":1,"target":1,"loss":{b:?},"lse":{},"logprob":{:?},"argmax":2,"correct":false}}]"#,
         report["rows"][0]["lse"], -a, report["rows"][1]["lse"], -b,
     );
     assert_eq!(report["rows"], serde_json::from_str::<Value>(&expected).unwrap());
@@ -163,14 +176,14 @@ fn numbers_that_json_cannot_hold_are_null_and_named() {
     let files = Files::new();
     let (report, _) = json_and_stderr(&files.dump(&[f32::NAN, 0.0, 0.0, 0.0], 2, &[1, 0]), &[]);
     assert_eq!((&report["loss"], &report["loss_is"]), (&Value::Null, &json!("nan")));
-    for key in ["perplexity", "perplexity_stderr", "stderr", "bits_per_token"] {
+    for key in ["perplexity", "perplexity_stderr", "nll", "nll_stderr", "bits_per_token"] {
         assert_eq!(report[key], Value::Null, "{key}");
         assert_eq!(report[format!("{key}_is")], "nan", "{key}");
     }
     assert_eq!(
         report["rows"][0],
         json!({
-            "loss": null, "loss_is": "nan", "lse": null, "lse_is": "nan", "logprob": null,
+            "row": 0, "target": 1, "loss": null, "loss_is": "nan", "lse": null, "lse_is": "nan", "logprob": null,
             "logprob_is": "nan", "argmax": 0, "correct": false
         })
     );
@@ -178,7 +191,7 @@ fn numbers_that_json_cannot_hold_are_null_and_named() {
 
     let report = json(&files.dump(&[-INF, 0.0, 0.0, 0.0], 2, &[0, 0]), &["--reduction", "sum"]);
     assert_eq!((&report["loss"], &report["loss_is"]), (&Value::Null, &json!("inf")));
-    for (key, is) in [("perplexity", "inf"), ("bits_per_token", "inf"), ("stderr", "nan")] {
+    for (key, is) in [("perplexity", "inf"), ("bits_per_token", "inf"), ("nll_stderr", "nan")] {
         assert_eq!(report[format!("{key}_is")], is, "{key}");
     }
     assert_eq!(report["nan_rows"], json!(0));
@@ -223,7 +236,7 @@ fn reductions() {
     let names = [&mean, &sum, &over, &none].map(|report| report["reduction"].as_str().unwrap());
     assert_eq!(names, ["mean", "sum", "mean-over:8", "none"]);
     for report in [&sum, &over, &none] {
-        for key in ["perplexity", "stderr", "bits_per_token", "accuracy", "rows"] {
+        for key in ["perplexity", "nll", "nll_stderr", "bits_per_token", "accuracy", "rows"] {
             assert_eq!(report[key], mean[key], "{key}");
         }
     }
@@ -347,13 +360,11 @@ fn an_ignore_index_may_be_negative_or_a_class_and_is_never_correct() {
     let report = json(&file, &["--ignore-index", "-1"]);
     assert_eq!((&report["count"], &report["ignored"]), (&json!(1), &json!(1)));
     assert_eq!(report["accuracy"], json!(1.0));
-    // The argmax of an ignored row is -1 as well, which does not make it correct.
-    assert_eq!(
-        report["rows"][1],
-        json!({"loss": 0.0, "lse": 0.0, "logprob": 0.0, "argmax": -1, "correct": false})
-    );
+    assert_eq!(report["rows"][1], json!({"row": 1, "target": -1, "ignored": true}));
     let file = files.dump(&[5.0, 1.0, f32::NAN, 2.0], 2, &[0, 1]);
-    assert_eq!(json(&file, &["--ignore-index", "1"])["rows"], report["rows"]);
+    let of_class = json(&file, &["--ignore-index", "1"]);
+    assert_eq!(of_class["rows"][0], report["rows"][0]);
+    assert_eq!(of_class["rows"][1], json!({"row": 1, "target": 1, "ignored": true}));
 }
 
 #[test]
@@ -412,8 +423,8 @@ fn rows_that_are_nan_are_counted_and_the_first_is_named() {
         assert_eq!((&report["nan_rows"], &report["first_nan_row"]), (&json!(2), &json!(1)));
         assert_eq!((&report["count"], &report["ignored"]), (&json!(4), &json!(1)));
         assert_eq!(report["accuracy"], json!(0.5));
-        let correct: Vec<bool> = rows(&report).iter().map(|row| row.correct).collect();
-        assert_eq!(correct, [true, false, true, false, false], "{why}");
+        let correct: Vec<Option<bool>> = rows(&report).iter().map(|row| row.correct).collect();
+        assert_eq!(correct, [Some(true), Some(false), Some(true), Some(false), None], "{why}");
         let table = score(&file, ["--per-token"]);
         let second = text(&table.stdout).lines().nth(2).unwrap().to_owned();
         assert!(second.contains(" NaN ") && second.ends_with(" no"), "{second}");

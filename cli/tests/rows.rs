@@ -70,7 +70,7 @@ fn all(file: &Path, args: &[&str]) -> Vec<Value> {
     let to = grad.to_str().unwrap();
     let mut of_score = results(json(file, &[args, &["--grad", to]].concat()));
     for row in of_score["rows"].as_array_mut().unwrap() {
-        // There only where the file has them elsewhere.
+        // The target of an ignored row is shown as it is, or the first ignored id instead.
         row.as_object_mut().unwrap().remove("target");
     }
     let compare = run(&[&["compare", "--json"], args].concat(), &[file, file]);
@@ -136,12 +136,17 @@ fn targets_out_of_range_of_every_integer_type() {
     let files = Files::new();
     let max = u64::MAX.to_string();
     let fails = |dtype, ids: Vec<u8>, target: &str| {
+        // Ids to ignore are of I64.
+        let hint = match target.parse::<i64>() {
+            Ok(_) => format!("; `--ignore-index=-100,{target}` leaves out such rows too"),
+            Err(_) => String::new(),
+        };
         let n = ids.len() * 8 / Dtype::bitsize(&dtype);
         let logits = ("logits", Dtype::F32, vec![n, 2], vec![0; n * 8]);
         let file = files.tensors("bad", &[logits, ("targets", dtype, vec![n], ids)]);
         let expected = format!(
             "{}: tensor `targets`: row 1: target {target} is out of range for a vocabulary of 2; \
-             the ignore index is -100",
+             the ignore index is -100{hint}",
             file.display()
         );
         for command in ["score", "logprobs", "compare"] {
@@ -222,7 +227,7 @@ fn several_ids_may_be_ignored() {
     assert!(
         message.ends_with(
             "tensor `targets`: row 1: target -1 is out of range for a vocabulary of 7; \
-             the ignore indices are 5, -100"
+             the ignore indices are 5, -100; `--ignore-index=5,-100,-1` leaves out such rows too"
         ),
         "{message}"
     );
@@ -236,7 +241,10 @@ fn several_ids_may_be_ignored() {
     );
     let args = ["--target-probs=q", "--ignore-index=-1,3,-100"];
     let message = failure(&score(&file, args), 2);
-    assert_eq!(message, "ignore_index 3 means nothing for probability targets");
+    assert!(
+        message.starts_with("--ignore-index 3 is a class, and with --target-probs "),
+        "{message}"
+    );
     assert_eq!(json(&file, &["--target-probs=q", "--ignore-index=-1,-2"])["ignored"], json!(0));
 }
 
@@ -309,7 +317,7 @@ fn an_attention_mask_is_of_the_tokens_that_are_predicted() {
     let args = ["--targets=input_ids", "--mask=attention_mask", "--shift"];
     let report = json(&file, &args);
     // 2 and 3 of the first, 5 and 6 of the second, all but the first of the third.
-    let count = |row: &Value| row["argmax"] != -1;
+    let count = |row: &Value| row["ignored"] != true;
     let rows = report["rows"].as_array().unwrap();
     let counted: Vec<usize> = (0..ROWS).filter(|&row| count(&rows[row])).collect();
     assert_eq!(counted, [1, 2, 4, 5, 8, 9, 10]);
@@ -378,7 +386,8 @@ fn float_masks_that_mean_something_else_are_errors() {
             failure(&score(&file, ["--mask=m"]), 1),
             format!(
                 "{}: tensor `m`: element [1, 1] is {shown}, expected 0 for rows to leave out and a \
-                 positive number for others",
+                 positive number for others; of a mask that is added to attention scores, write \
+                 `mask == 0`",
                 file.display()
             )
         );
@@ -414,12 +423,20 @@ fn token_weights_of_every_type() {
         for ((loss, mean, losses), shift) in &cases {
             for grad in [&[][..], &["--grad", grad.to_str().unwrap()]] {
                 let report = json(&file, &[shift, grad, &["--token-weights=w"]].concat());
+                let rows = report["rows"].as_array().unwrap().iter();
+                let ignored = rows.filter(|row| row["ignored"] == true).count();
+                assert_eq!(report["ignored"], json!(ignored), "{dtype}");
                 assert_eq!(report["loss"], json!(loss), "{dtype}");
                 assert!(
                     (report["bits_per_token"].as_f64().unwrap() - mean / 2f64.ln()).abs() < 1e-12
                 );
                 for (row, loss) in report["rows"].as_array().unwrap().iter().zip(losses) {
-                    assert_eq!(row["loss"].to_string(), format!("{loss:?}"), "{dtype}");
+                    // A row of weight 0 does not count, but was read.
+                    match row.get("loss") {
+                        Some(of_row) => assert_eq!(of_row.to_string(), format!("{loss:?}")),
+                        None => assert_eq!((&row["ignored"], *loss), (&json!(true), 0.0)),
+                    }
+                    assert!(row["ignored"] == true || *loss != 0.0, "{dtype}: {row}");
                 }
             }
         }
@@ -637,7 +654,10 @@ fn targets_that_were_cut_already() {
             }
             // Without a shift they do not go with these logits, nor with another.
             let file = files.tensors("cut", &[logits(of_rows), ids(true)]);
-            assert!(failure(&score(&file, [""; 0]), 1).contains("`targets` is U8 "));
+            let message = failure(&score(&file, [""; 0]), 1);
+            assert!(message.contains("`targets` is U8 "), "{message}");
+            let hint = "; `--shift` takes one token fewer per sequence";
+            assert_eq!(message.ends_with(hint), by == 1, "{message}");
             let message = failure(&score(&file, [format!("--shift={}", by % 3 + 1)]), 1);
             assert!(message.contains("`targets` is U8 ") && message.contains(" or ["), "{message}");
         }
@@ -754,7 +774,7 @@ fn rows_with_target_probabilities_may_be_masked() {
     for args in [&[][..], &["--reduction=sum"], &["--reduction=mean-over:3", "--z-loss=0.1"]] {
         let ((report, grad), (want, want_grad)) = (scored(&masked, args), scored(&alone, args));
         assert_eq!((&report["count"], &report["ignored"]), (&json!(8), &json!(4)));
-        for key in ["loss", "perplexity", "stderr", "accuracy"] {
+        for key in ["loss", "perplexity", "nll_stderr", "accuracy"] {
             let of = |report: &Value| report[key].as_f64().unwrap();
             assert!((of(&report) - of(&want)).abs() <= 1e-12 * of(&want).abs(), "{key}");
         }
@@ -763,13 +783,15 @@ fn rows_with_target_probabilities_may_be_masked() {
             bytes.iter().map(|&x| f32::from_le_bytes(x)).collect()
         };
         for (i, &row_of_file) in kept.iter().enumerate() {
-            assert_eq!(report["rows"][row_of_file], want["rows"][i]);
+            let mut want = want["rows"][i].clone();
+            want["row"] = json!(row_of_file);
+            assert_eq!(report["rows"][row_of_file], want);
             for (a, b) in row(&grad, row_of_file).iter().zip(row(&want_grad, i)) {
                 assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} {b}");
             }
         }
         assert_eq!(row(&grad, 0), [0.0; VOCAB]);
-        assert_eq!(report["rows"][0]["argmax"], json!(-1));
+        assert_eq!(report["rows"][0], json!({"row": 0, "target": -100, "ignored": true}));
     }
     // All rows, or none.
     let none = write("none", &x, &q, vec![0; ROWS]);
@@ -779,7 +801,7 @@ fn rows_with_target_probabilities_may_be_masked() {
     for (file, args) in [(&masked, "--mask=m"), (&none, "--mask=m"), (&alone, "--mask=m")] {
         let args = ["--target-probs=q", "--ignore-index=1", args];
         let message = failure(&score(file, args), 2);
-        assert_eq!(message, "ignore_index 1 means nothing for probability targets");
+        assert!(message.starts_with("--ignore-index 1 is a class, and "), "{message}");
     }
 }
 

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Files, losses, score, text, xent};
+use common::{Files, losses, results, score, text, xent};
+use serde_json::Value;
 use std::io::{Read, Write};
 use std::process::Stdio;
 
@@ -47,7 +48,7 @@ fn one_line_per_token() {
             "     row   target           loss        logprob            lse   argmax correct",
             &format!("       0        2 {a:>14?} {:>14?}       3.407606        2 yes", -a),
             &format!("       1        1 {b:>14?} {:>14?}      2.2413113        2 no", -b),
-            "       2     -100            0.0            0.0            0.0       -1 ignored",
+            "       2     -100              -              -              -        - ignored",
             "",
         ]
     );
@@ -59,6 +60,29 @@ fn one_line_per_token() {
     let none: Vec<&str> = text(&none.stdout).lines().collect();
     assert_eq!(none[..5], lines[..5]);
     assert!(none[5].starts_with("perplexity "));
+}
+
+#[test]
+fn rows_are_printed_if_asked_for() {
+    let files = Files::new();
+    let file = files.dump(&LOGITS, 3, &[2, 1, -100]);
+    let report = |args: &[&str]| -> Value {
+        let output = score(&file, args);
+        assert!(output.status.success(), "{output:?}");
+        results(serde_json::from_slice(&output.stdout).unwrap())
+    };
+    for more in [&[][..], &["--z-loss=0.1", "--label-smoothing=0.1"]] {
+        let with = |args: &[&'static str]| report(&[args, more].concat());
+        let short = with(&["--json"]);
+        assert!(short.get("rows").is_none(), "{short}");
+        let mut long = with(&["--json", "--per-token"]);
+        assert_eq!(long["rows"].as_array().unwrap().len(), 3);
+        long.as_object_mut().unwrap().remove("rows");
+        assert_eq!(short, long);
+    }
+    // There would be little else.
+    let none = report(&["--json", "--reduction=none"]);
+    assert_eq!(none["rows"].as_array().unwrap().len(), 3);
 }
 
 #[test]
@@ -108,11 +132,11 @@ fn a_reader_that_leaves_early_is_no_error() {
     let files = Files::new();
     let rows = 50_000;
     let file = files.dump(&vec![0.0; rows], 1, &vec![0; rows]);
-    for flag in ["--json", "--per-token"] {
+    for flags in [&["--json", "--per-token"][..], &["--per-token"]] {
         let mut child = xent()
             .arg("score")
             .arg(&file)
-            .arg(flag)
+            .args(flags)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -120,8 +144,8 @@ fn a_reader_that_leaves_early_is_no_error() {
         // More would fit into no pipe, so the tool is still writing when its reader goes.
         child.stdout.take().unwrap().read_exact(&mut [0; 10]).unwrap();
         let output = child.wait_with_output().unwrap();
-        assert_eq!(text(&output.stderr), "", "{flag}");
-        assert_eq!(output.status.code(), Some(0), "{flag}");
+        assert_eq!(text(&output.stderr), "", "{flags:?}");
+        assert_eq!(output.status.code(), Some(0), "{flags:?}");
     }
 }
 

@@ -1,9 +1,9 @@
 //! A batch with everything that a call takes, and what the documentation says is wrong with it.
 
-use crate::disguise::Mask;
 use crate::input::{Input, Numbers};
-use crate::misuse::said;
+use crate::mask::Mask;
 use crate::number::Logit;
+use crate::refusal::said;
 use xent::{
     Backend, CrossEntropy, EmptyMean, Error, Ids, Reduction, SparseProbs, Targets, Upstream,
 };

@@ -1,12 +1,12 @@
 //! Two models compared, and scores of sequences.
 
 use crate::case::{Ignored, OwnedIds, shape};
-use crate::disguise::Mask;
 use crate::input::Input;
 use crate::layout::Layout;
-use crate::misuse::{UNTOUCHED, refuses, said};
+use crate::mask::Mask;
 use crate::number::{Logit, Number, keys};
 use crate::oracle::argmax;
+use crate::refusal::{UNTOUCHED, refuses, said};
 use crate::threads::with_threads;
 use half::{bf16, f16};
 use xent::reference::{self, row_f64};

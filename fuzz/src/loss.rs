@@ -1,11 +1,13 @@
 //! Losses and gradients: every way to get them, on every backend.
 
+use crate::answer::{Answer, Outputs};
 use crate::case::{Case, OwnedTargets};
 use crate::disguise::disguise;
 use crate::input::{Input, Numbers};
 use crate::layout::Layout;
 use crate::number::{Logit, Number, keys};
 use crate::oracle;
+use crate::refusal::UNTOUCHED;
 use crate::threads::with_threads;
 use half::{bf16, f16};
 use std::fmt::Debug;
@@ -141,67 +143,6 @@ fn has_the_bits_of_f32<T: Logit>(case: &Case<T>, backend: Backend, told: &Told<T
     }
 }
 
-/// What is in outputs before a call.
-const UNTOUCHED: f64 = -77.0;
-
-pub struct Outputs<R> {
-    pub losses: Vec<R>,
-    pub z_losses: Vec<R>,
-    pub logprobs: Vec<R>,
-    pub logsumexp: Vec<R>,
-    pub argmax: Vec<i64>,
-    pub stats: Vec<LogSumExp<R>>,
-}
-
-impl<R: Number> Outputs<R> {
-    pub fn new(rows: usize) -> Self {
-        let untouched = R::round(UNTOUCHED);
-        let values = || vec![untouched; rows];
-        Outputs {
-            losses: values(),
-            z_losses: values(),
-            logprobs: values(),
-            logsumexp: values(),
-            argmax: vec![UNTOUCHED as i64; rows],
-            stats: vec![LogSumExp { hi: untouched, lo: untouched }; rows],
-        }
-    }
-
-    fn all(&mut self) -> RowOutputs<'_, R> {
-        RowOutputs::new()
-            .losses(&mut self.losses)
-            .z_losses(&mut self.z_losses)
-            .logprobs(&mut self.logprobs)
-            .logsumexp(&mut self.logsumexp)
-            .argmax(&mut self.argmax)
-            .saved(&mut self.stats)
-    }
-
-    /// Without those that only the training kernels yield.
-    fn plain(&mut self) -> RowOutputs<'_, R> {
-        RowOutputs::new()
-            .losses(&mut self.losses)
-            .logprobs(&mut self.logprobs)
-            .logsumexp(&mut self.logsumexp)
-            .argmax(&mut self.argmax)
-    }
-
-    fn plain_keys(&self) -> Vec<u64> {
-        let all = [&self.losses, &self.logprobs, &self.logsumexp];
-        let values = all.into_iter().flat_map(|values| keys(values));
-        values.chain(self.argmax.iter().map(|&class| class as u64)).collect()
-    }
-
-    fn keys(&self) -> Vec<u64> {
-        let stats = self.stats.iter().flat_map(|stats| [stats.hi.key(), stats.lo.key()]);
-        self.plain_keys().into_iter().chain(keys(&self.z_losses)).chain(stats).collect()
-    }
-
-    fn is_untouched(&self) -> bool {
-        self.keys() == Self::new(self.losses.len()).keys()
-    }
-}
-
 /// The numbers of an evaluation but for what was correct.
 fn evaluation_keys(e: &Evaluation) -> Vec<u64> {
     let numbers = [
@@ -226,15 +167,6 @@ struct Call {
     what: &'static str,
     /// The second is the number of correct rows.
     values: Result<(Vec<u64>, Option<u64>), Error>,
-}
-
-/// What a valid case yields.
-pub struct Answer<T: Logit> {
-    pub outputs: Outputs<T::Real>,
-    pub evaluation: Evaluation,
-    pub gradient: Vec<T>,
-    /// From saved statistics.
-    pub saved: Vec<T>,
 }
 
 /// What every function has to say about a case.

@@ -1,8 +1,8 @@
 //! Results against `xent::reference`, within the documented bounds and where these hold.
 
+use crate::answer::Answer;
 use crate::case::{Case, OwnedTargets};
 use crate::input::Numbers;
-use crate::loss::Answer;
 use crate::number::{Logit, Number};
 use xent::reference::{self, Options, Precise, Target, ulp_error, ulp_error_f64};
 use xent::{Backend, EmptyMean, LOSS_MAX_ULP, Reduction};

@@ -1,11 +1,11 @@
 //! Statistics of shards: cut and merged in any order they say what the whole row says, and whatever bytes they
 //! come from there is an answer.
 
-use crate::disguise::Mask;
 use crate::input::Input;
-use crate::logprobs::{Asked, Question};
+use crate::mask::Mask;
 use crate::number::{Logit, Number, keys};
 use crate::oracle::distance;
+use crate::question::{Asked, Question};
 use std::ops::Range;
 use xent::{
     AllowedTokens, Backend, LogProbs, Logits, RowStats, Sample, Sampler, Shard, TokenLogProbs,

@@ -1,9 +1,9 @@
 //! Softmax, log-softmax and logsumexp: out of place and in place, on every backend.
 
 use crate::case::shape;
-use crate::disguise::Mask;
 use crate::input::Input;
 use crate::layout::Layout;
+use crate::mask::Mask;
 use crate::number::{Logit, Number, keys};
 use crate::oracle::{argmax, distance, lse_error};
 use crate::threads::with_threads;

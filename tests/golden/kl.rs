@@ -3,10 +3,10 @@
 //!
 //! Whether PyTorch was given the probabilities or their logarithms makes no difference to us.
 
+use super::number::{Number, bits, error};
+use super::terms::{Terms, probability_slack};
+use super::worst::{Bound, Worst};
 use crate::golden_data::{Case, Tensors};
-use crate::number::{Number, bits, error};
-use crate::terms::{Terms, probability_slack};
-use crate::worst::{Bound, Worst};
 use xent::{
     Backend, CrossEntropy, Gradient, LogSumExp, Logits, LogitsMut, Reduction, RowOutputs, Targets,
 };

@@ -1,11 +1,11 @@
 //! Cross-entropy: losses and gradients, with every option.
 
+use super::number::{Number, bits, error, strided};
+use super::terms::Terms;
+use super::transforms::check_logsumexp;
+use super::worst::{Bound, Worst};
+use crate::examples::notebook::Notebook;
 use crate::golden_data::{Case, Tensors};
-use crate::notebook::Notebook;
-use crate::number::{Number, bits, error, strided};
-use crate::terms::Terms;
-use crate::transforms::check_logsumexp;
-use crate::worst::{Bound, Worst};
 use xent::{
     Backend, CrossEntropy, Evaluation, Gradient, LogSumExp, Logits, LogitsMut, Reduction,
     RowOutputs, Targets, Upstream,

@@ -3,7 +3,7 @@
 //! With `v[j] = w[j] ((1 - e) q[j] + e / V)`, where `q` is one-hot for an index target, the loss of a row is
 //! `-sum(v ln p)`, and its gradient `up / D (sum(v) p - v)`.
 
-use crate::number::{FLOOR, Number, ulp};
+use super::number::{FLOOR, Number, ulp};
 
 /// What a reference that is the probability `p` may be off by: it is computed from a logarithm, whose error is
 /// relative to its own size and then relative to `p`. So small probabilities are checked to all their digits.

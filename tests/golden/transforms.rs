@@ -1,9 +1,9 @@
 //! Softmax, log-softmax and logsumexp.
 
+use super::number::{FLOOR, Number, bits, error, error_beyond_floor, strided, ulp};
+use super::terms::probability_slack;
+use super::worst::{Bound, Worst};
 use crate::golden_data::{Case, Tensors};
-use crate::number::{FLOOR, Number, bits, error, error_beyond_floor, strided, ulp};
-use crate::terms::probability_slack;
-use crate::worst::{Bound, Worst};
 use xent::{Backend, Error, Logits, LogitsMut, Softmax};
 
 /// 0.53 seen, in units of the larger of its own magnitude and 1.

@@ -1,7 +1,7 @@
 //! The largest error of each statistic, on one backend.
 
+use super::number::{FLOOR, Number, error, error_beyond_floor, ulp};
 use crate::golden_data::{Case, Tensors};
-use crate::number::{FLOOR, Number, error, error_beyond_floor, ulp};
 use std::collections::BTreeMap;
 use xent::Backend;
 

@@ -106,7 +106,8 @@ double divergence(const float *p, const float *q, int n_vocab) {
 
 namespace with_xent {
 
-Perplexity perplexity(const xent::options &options, const float *logits, const int32_t *tokens, int n_rows, int n_vocab) {
+Perplexity perplexity(const xent::options &options, const float *logits, const int32_t *tokens,
+                      int n_rows, int n_vocab) {
     auto call = xent::sized<xent_call>();
     call.logits = xent::logits(logits, n_rows, n_vocab);
     call.targets = xent::ids(tokens + 1, n_rows); // the token after each row
@@ -115,8 +116,9 @@ Perplexity perplexity(const xent::options &options, const float *logits, const i
     return {result.mean, result.mean_stderr};
 }
 
-std::vector<Token> most_probable(const xent::options &options, const float *logits, int n_vocab, int n_top) {
-    if (n_top < 0 || n_top > XENT_MAX_TOP_K) throw std::invalid_argument("n_top is not from 0 to XENT_MAX_TOP_K");
+std::vector<Token> most_probable(const xent::options &options, const float *logits, int n_vocab,
+                                 int n_top) {
+    if (n_top < 0 || n_top > XENT_MAX_TOP_K) throw std::invalid_argument("n_top is out of range");
     std::vector<int64_t> ids(n_top);
     std::vector<float> logprobs(n_top);
     auto call = xent::sized<xent_token_call>();
@@ -132,7 +134,8 @@ std::vector<Token> most_probable(const xent::options &options, const float *logi
     return top;
 }
 
-std::vector<double> divergences(const xent::options &options, const float *p, const float *q, int n_rows, int n_vocab) {
+std::vector<double> divergences(const xent::options &options, const float *p, const float *q,
+                                int n_rows, int n_vocab) {
     std::vector<double> kl(n_rows);
     auto call = xent::sized<xent_compare_call>();
     call.base = xent::logits(p, n_rows, n_vocab);

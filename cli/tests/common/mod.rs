@@ -27,7 +27,7 @@ pub(crate) fn score<S: AsRef<OsStr>>(file: &Path, args: impl IntoIterator<Item =
     xent().arg("score").arg(file).args(args).output().unwrap()
 }
 
-/// Runs with `--json`, which must succeed, and parses the one line that must come out.
+/// Runs with `--json` and all rows, which must succeed, and parses the one line that must come out.
 pub(crate) fn json(file: &Path, args: &[&str]) -> Value {
     let (report, stderr) = json_and_stderr(file, args);
     assert_eq!(stderr, "");
@@ -36,7 +36,7 @@ pub(crate) fn json(file: &Path, args: &[&str]) -> Value {
 
 /// The same where something may be said on standard error.
 pub(crate) fn json_and_stderr(file: &Path, args: &[&str]) -> (Value, String) {
-    let output = score(file, args.iter().chain(&["--json"]));
+    let output = score(file, args.iter().chain(&["--json", "--per-token"]));
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{stderr}");
     assert_eq!(stdout.lines().count(), 1, "{stdout}");

@@ -1,26 +1,39 @@
 //! What is printed, as text or as JSON.
 #![forbid(unsafe_code)]
 
-use crate::args::{Reduction, Score};
+use super::args::{Args, Reduction};
+use super::pass::{RowScores, Scores};
+use crate::format::number;
 use crate::input::Input;
-use crate::json::{Field, kind};
+use crate::json::{Field, Statistic, kind};
 use crate::number::{Logit, Number};
-use crate::score::{RowScores, Scores};
 use serde::{Serialize, Serializer};
 use std::io::{self, Write};
+use xent::Estimate;
 
 /// Row results along with the targets that they are for.
 struct Rows<'a, T: Logit> {
     scores: &'a RowScores<T::Real>,
     input: &'a Input<'a, T>,
-    /// Whether JSON has the targets too, since the file has them elsewhere.
-    shifted: bool,
 }
 
-/// Numbers of one row stay `f32` where the logits are, whose shortest form is shorter than that of the
-/// same `f64`.
 #[derive(Serialize)]
 struct Row<R: Number> {
+    row: usize,
+    target: i64,
+    /// Whether it does not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ignored: Option<bool>,
+    #[serde(flatten)]
+    found: Option<Found<R>>,
+}
+
+/// What is known of a row that was read.
+///
+/// Numbers stay `f32` where the logits are, whose shortest form is shorter than that of the same
+/// `f64`.
+#[derive(Serialize)]
+struct Found<R: Number> {
     #[serde(flatten)]
     loss: Field<R>,
     #[serde(flatten)]
@@ -31,34 +44,32 @@ struct Row<R: Number> {
     logprob: Field<R>,
     argmax: i64,
     correct: bool,
-    #[serde(skip)]
-    class: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    target: Option<i64>,
 }
 
 impl<T: Logit> Rows<'_, T> {
-    fn row(&self, i: usize) -> Row<T::Real> {
-        let argmax = self.scores.argmax[i];
-        let class = self.input.class(i);
-        let logprob = self.scores.logprobs[i];
-        let is_nan = logprob.into().is_nan();
-        Row {
-            loss: Field::number("loss", self.scores.losses[i]),
-            z_loss: self.scores.z_losses.as_ref().map(|all| Field::number("z_loss", all[i])),
-            lse: Field::number("lse", self.scores.logsumexp[i]),
+    fn row(&self, row: usize) -> Row<T::Real> {
+        let target = self.input.class(row);
+        let ignored = (!self.input.counts(row)).then_some(true);
+        let found = self.input.is_kept(row).then(|| self.found(row, target));
+        Row { row, target, ignored, found }
+    }
+
+    fn found(&self, row: usize, target: i64) -> Found<T::Real> {
+        let (scores, argmax) = (self.scores, self.scores.argmax[row]);
+        let logprob = scores.logprobs[row];
+        Found {
+            loss: Field::number("loss", scores.losses[row]),
+            z_loss: scores.z_losses.as_ref().map(|all| Field::number("z_loss", all[row])),
+            lse: Field::number("lse", scores.logsumexp[row]),
             logprob: Field::number("logprob", logprob),
             argmax,
-            // The argmax of an ignored row is -1, which may be the ignore index. That of a row with
-            // a NaN is the NaN, which is no prediction.
-            correct: argmax >= 0 && argmax == class && !is_nan,
-            class,
-            target: self.shifted.then_some(class),
+            // The argmax of a row with a NaN is the NaN, which is no prediction.
+            correct: argmax == target && !logprob.into().is_nan(),
         }
     }
 
     fn iter(&self) -> impl Iterator<Item = Row<T::Real>> {
-        (0..self.scores.losses.len()).map(|i| self.row(i))
+        (0..self.scores.losses.len()).map(|row| self.row(row))
     }
 }
 
@@ -72,14 +83,10 @@ struct Report<'a, T: Logit> {
     #[serde(flatten)]
     z_loss: Option<Field<Option<f64>>>,
     #[serde(flatten)]
-    nll: Option<Field<f64>>,
+    nll: Statistic,
     reduction: String,
     #[serde(flatten)]
-    perplexity: Field<f64>,
-    #[serde(flatten)]
-    perplexity_stderr: Field<f64>,
-    #[serde(flatten)]
-    stderr: Field<f64>,
+    perplexity: Statistic,
     #[serde(flatten)]
     bits_per_token: Field<f64>,
     #[serde(flatten)]
@@ -96,7 +103,7 @@ struct Report<'a, T: Logit> {
     seconds: Field<f64>,
     #[serde(flatten)]
     gb_per_s: Field<f64>,
-    #[serde(serialize_with = "sequence")]
+    #[serde(serialize_with = "sequence", skip_serializing_if = "Option::is_none")]
     rows: Option<Rows<'a, T>>,
 }
 
@@ -113,10 +120,9 @@ pub(crate) fn print<T: Logit>(
     out: &mut impl Write,
     scores: &Scores<T::Real>,
     input: &Input<'_, T>,
-    args: &Score,
+    args: &Args,
 ) -> io::Result<()> {
-    let shifted = args.shift.is_some();
-    let rows = scores.rows.as_ref().map(|scores| Rows { scores, input, shifted });
+    let rows = scores.rows.as_ref().map(|scores| Rows { scores, input });
     if args.json {
         return json(out, scores, rows, input.layout.vocab, args);
     }
@@ -132,7 +138,7 @@ fn json<T: Logit>(
     scores: &Scores<T::Real>,
     rows: Option<Rows<'_, T>>,
     vocab: usize,
-    args: &Score,
+    args: &Args,
 ) -> io::Result<()> {
     let e = &scores.evaluation;
     let is_reduced = args.reduction != Reduction::None;
@@ -142,17 +148,16 @@ fn json<T: Logit>(
             false => Field::none(key),
         })
     };
+    let statistic = |key, value, stderr| Statistic::new(key, Estimate { value, stderr });
     let loss = is_reduced.then(|| e.loss());
     let report = Report {
         loss,
         loss_is: loss.map_or("none", kind),
         cross_entropy: part("cross_entropy", e.cross_entropy()),
         z_loss: part("z_loss", e.z_loss()),
-        nll: args.has_nll_of_its_own().then(|| Field::number("nll", e.mean())),
+        nll: statistic("nll", e.mean(), e.stderr()),
         reduction: args.reduction.to_string(),
-        perplexity: Field::number("perplexity", e.perplexity()),
-        perplexity_stderr: Field::number("perplexity_stderr", e.perplexity_stderr()),
-        stderr: Field::number("stderr", e.stderr()),
+        perplexity: statistic("perplexity", e.perplexity(), e.perplexity_stderr()),
         bits_per_token: Field::number("bits_per_token", e.bits_per_token()),
         accuracy: e.accuracy().map(|accuracy| Field::number("accuracy", accuracy)),
         count: e.count(),
@@ -177,16 +182,24 @@ fn table<T: Logit>(out: &mut impl Write, rows: &Rows<'_, T>) -> io::Result<()> {
         write!(out, " {:>w$}", "z-loss")?;
     }
     writeln!(out, " {:>w$} {:>w$} {:>8} correct", "logprob", "lse", "argmax")?;
-    for (i, row) in rows.iter().enumerate() {
-        let Row { loss, z_loss, lse, logprob, argmax, correct, class, .. } = row;
-        let correct = match (argmax, correct) {
-            (-1, _) => "ignored",
-            (_, true) => "yes",
-            (_, false) => "no",
+    for Row { row, target, ignored, found } in rows.iter() {
+        write!(out, "{row:>8} {target:>8}")?;
+        let Some(Found { loss, z_loss, lse, logprob, argmax, correct }) = found else {
+            write!(out, " {:>w$}", "-")?;
+            if rows.scores.z_losses.is_some() {
+                write!(out, " {:>w$}", "-")?;
+            }
+            writeln!(out, " {:>w$} {:>w$} {:>8} ignored", "-", "-", "-")?;
+            continue;
+        };
+        let correct = match (ignored, correct) {
+            (Some(_), _) => "ignored",
+            (None, true) => "yes",
+            (None, false) => "no",
         };
         // `Debug` of a float is the shortest form too, with an exponent where `Display` would
         // print dozens of zeros.
-        write!(out, "{i:>8} {class:>8} {:>w$?}", loss.value)?;
+        write!(out, " {:>w$?}", loss.value)?;
         if let Some(z_loss) = z_loss {
             write!(out, " {:>w$?}", z_loss.value)?;
         }
@@ -195,16 +208,7 @@ fn table<T: Logit>(out: &mut impl Write, rows: &Rows<'_, T>) -> io::Result<()> {
     Ok(())
 }
 
-/// Six decimals, or six digits after the first where decimals would show nothing.
-pub(crate) fn number(x: f64) -> String {
-    if x != 0.0 && x.is_finite() && !(1e-3..1e12).contains(&x.abs()) {
-        format!("{x:.6e}")
-    } else {
-        format!("{x:.6}")
-    }
-}
-
-fn summary<R>(out: &mut impl Write, scores: &Scores<R>, args: &Score) -> io::Result<()> {
+fn summary<R>(out: &mut impl Write, scores: &Scores<R>, args: &Args) -> io::Result<()> {
     let e = &scores.evaluation;
     // Of one row there is no standard error.
     let with_error = |value: f64, error: f64| match e.count() {

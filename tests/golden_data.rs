@@ -56,7 +56,7 @@ pub(crate) struct Regenerate {
 }
 
 fn path(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", name].iter().collect()
+    [env!("CARGO_MANIFEST_DIR"), "golden", name].iter().collect()
 }
 
 fn read(name: &str) -> Vec<u8> {

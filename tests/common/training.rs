@@ -1,7 +1,6 @@
 //! Options and targets of every kind, for the kernels and for the oracle alike.
-#![allow(dead_code, unreachable_pub, reason = "every test file uses a part of this module")]
 
-use crate::common::{Rng, any_target};
+use crate::{Rng, any_target};
 use xent::reference::{Options, Target};
 use xent::{Backend, CrossEntropy, Gradient, LogSumExp, Logits, LogitsMut, RowOutputs};
 use xent::{Evaluation, SparseProbs, Targets};
@@ -221,7 +220,7 @@ pub struct Trained {
 impl Trained {
     /// All of it as bits, so that it can be compared: NaN equals NaN, and +0 is not -0.
     pub fn keys(&self) -> (Vec<u32>, Vec<i64>, [u64; 3]) {
-        use crate::common::{key64, keys};
+        use crate::{key64, keys};
         let stats = self.stats.iter().flat_map(|stats| [stats.hi, stats.lo]);
         let stats: Vec<f32> = stats.collect();
         let all =

@@ -1,5 +1,6 @@
-//! What the test files share: backends by name, rows that look for trouble, distances.
-#![allow(dead_code, unreachable_pub, reason = "every test file uses a part of this module")]
+//! What the tests share: backends by name, rows that look for trouble, distances.
+
+pub mod training;
 
 use proptest::test_runner::Config as ProptestConfig;
 use std::ffi::OsStr;

@@ -1,6 +1,5 @@
 //! What a caller can get wrong: the exact error, its text, and that no output was touched.
 
-use super::common;
 use std::fmt::Debug;
 use xent::{
     AllowedTokens, Backend, Compare, CompareOutputs, CrossEntropy, Error, Gradient, LogProbs,
