@@ -150,10 +150,9 @@ pub use data::error::Error;
 pub use data::floats::Floats;
 pub use data::logits::{Logits, LogitsMut};
 pub use data::masks::AllowedTokens;
-pub use data::number::Real;
 pub use data::saved::LogSumExp;
 pub use data::targets::{Ids, ShiftedIds, SparseProbs, Targets};
-pub use dispatch::element::Element;
+pub use dispatch::element::{Element, Real};
 #[doc(hidden)]
 pub use dispatch::internals;
 pub use half::{bf16, f16};

@@ -14,6 +14,7 @@ mod equivalence;
 mod examples;
 mod exp_accuracy;
 mod float_env;
+mod floors;
 mod golden;
 mod golden_data;
 mod golden_half;

@@ -40,8 +40,8 @@
 
 use crate::api::logprobs::TokenLogProbs;
 use crate::data::error::Error;
-use crate::data::number::Real;
 use crate::data::targets::Ids;
+use crate::dispatch::element::Real;
 use crate::simd::float_env;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

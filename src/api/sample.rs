@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::data::error::{Error, number};
-use crate::data::number::Real;
+use crate::dispatch::element::Real;
 use crate::kernel::gumbel::{self, Key};
 use crate::kernel::part::Draw;
 use crate::kernel::row_stats::{Distribution, NONE, RowStats};

@@ -6,33 +6,33 @@ use half::{bf16, f16};
 /// A type that logits may be stored in. Sealed: no other crate can name it.
 pub trait Number: Copy + Default + Send + Sync + PartialOrd + std::fmt::Debug + 'static {
     /// The type of losses, class weights and probability targets that go with such logits: `f64` for `f64`,
-    /// `f32` for the others.
-    type Real: Real;
+    /// `f32` for the others. It is `Element::Real`.
+    type Float: Float;
 }
 
 impl Number for f32 {
-    type Real = f32;
+    type Float = f32;
 }
 impl Number for f64 {
-    type Real = f64;
+    type Float = f64;
 }
 impl Number for bf16 {
-    type Real = f32;
+    type Float = f32;
 }
 impl Number for f16 {
-    type Real = f32;
+    type Float = f32;
 }
 
-/// A type that results have: `f32` or `f64`. Sealed.
-pub trait Real: Number<Real = Self> + Into<f64> + sealed::Real {}
+/// A type that results have.
+pub trait Float: Number<Float = Self> + Into<f64> + sealed::Float {}
 
-impl Real for f32 {}
-impl Real for f64 {}
+impl Float for f32 {}
+impl Float for f64 {}
 
 mod sealed {
     use super::Floats;
 
-    pub trait Real: Sized {
+    pub trait Float: Sized {
         #[doc(hidden)]
         const PRECISION: &'static str;
         /// How far log-probabilities of this type may be off, [`LogProbs`](crate::LogProbs) says: in ULP, times the ULP of
@@ -47,7 +47,7 @@ mod sealed {
         fn of(floats: Floats<'_>) -> Option<&[Self]>;
     }
 
-    impl Real for f32 {
+    impl Float for f32 {
         const PRECISION: &'static str = "f32";
         const LOGPROB_ERROR: f64 = 2.0 * f32::EPSILON as f64;
         #[inline(always)]
@@ -62,7 +62,7 @@ mod sealed {
         }
     }
 
-    impl Real for f64 {
+    impl Float for f64 {
         const PRECISION: &'static str = "f64";
         const LOGPROB_ERROR: f64 = 4.0 * f64::EPSILON;
         #[inline(always)]

@@ -3,7 +3,7 @@
 
 use crate::data::error::Error;
 use crate::data::floats::Floats;
-use crate::data::number::Real;
+use crate::data::number::Float;
 
 /// The targets of a batch: one class id per row, or a distribution over the classes per row.
 ///
@@ -441,7 +441,7 @@ impl<'a> Targets<'a> {
     }
 }
 
-impl<'a, R: Real> AnyTargets<'a, R> {
+impl<'a, R: Float> AnyTargets<'a, R> {
     /// Checks them.
     pub(crate) fn new(
         targets: Targets<'a>,

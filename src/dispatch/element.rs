@@ -1,7 +1,7 @@
 //! The number types that logits may have.
 #![forbid(unsafe_code)]
 
-use crate::data::number::Number;
+use crate::data::number::{Float, Number};
 use half::{bf16, f16};
 
 /// A type that logits may be stored in: `f32`, `f64`, or `bf16` and `f16` of the `half` crate.
@@ -25,12 +25,29 @@ use half::{bf16, f16};
 /// assert_eq!(losses, [0.4076059644443803]);
 /// # Ok::<(), xent::Error>(())
 /// ```
-pub trait Element: Number + sealed::Element {}
+pub trait Element: Number<Float = <Self as Element>::Real> + sealed::Element {
+    /// The type of losses, class weights and probability targets that go with such logits.
+    type Real: Real;
+}
 
-impl Element for f32 {}
-impl Element for f64 {}
-impl Element for bf16 {}
-impl Element for f16 {}
+/// A type that results have: `f32` or `f64`. Sealed.
+pub trait Real: Element<Real = Self> + Float {}
+
+impl Element for f32 {
+    type Real = f32;
+}
+impl Element for f64 {
+    type Real = f64;
+}
+impl Element for bf16 {
+    type Real = f32;
+}
+impl Element for f16 {
+    type Real = f32;
+}
+
+impl Real for f32 {}
+impl Real for f64 {}
 
 /// What the public trait asks for, out of reach of other crates.
 pub(crate) mod sealed {
@@ -97,8 +114,8 @@ pub(crate) mod sealed {
         #[expect(private_interfaces, reason = "other crates cannot call it")]
         fn found<'s>(
             part: &Part<'_, &[Self]>,
-            scratch: &'s mut Scratch<Self::Real>,
-        ) -> Found<'s, Self::Real>;
+            scratch: &'s mut Scratch<Self::Float>,
+        ) -> Found<'s, Self::Float>;
 
         /// As what kernels for all types take.
         #[doc(hidden)]

@@ -14,7 +14,7 @@ use crate::simd::{AnyRow, Lane, Simd};
 pub(crate) struct Job<'a, T: Number = f32> {
     pub(crate) logits: Logits<'a, T>,
     pub(crate) targets: TargetRows<'a>,
-    pub(crate) out: RowSlices<'a, T::Real>,
+    pub(crate) out: RowSlices<'a, T::Float>,
     pub(crate) argmax: bool,
 }
 
@@ -62,7 +62,7 @@ fn row_loss<S: Simd>(s: S, logits: &[f32], target: usize) -> f64 {
 }
 
 #[inline(always)]
-fn run<S: Simd, T: Lane + Number<Real = f32>, const LEVEL: u8>(s: S, job: &mut Job<'_, T>) {
+fn run<S: Simd, T: Lane + Number<Float = f32>, const LEVEL: u8>(s: S, job: &mut Job<'_, T>) {
     let out = &mut job.out;
     for i in 0..job.logits.rows() {
         let Some(target) = job.targets.get(i) else {
@@ -87,7 +87,7 @@ fn run<S: Simd, T: Lane + Number<Real = f32>, const LEVEL: u8>(s: S, job: &mut J
 /// A [`Job`] whose argmax nobody asks for.
 pub(crate) struct LossAlone<'j, 'a, T: Number>(pub(crate) &'j mut Job<'a, T>);
 
-impl<T: Lane + Number<Real = f32>> Op for LossAlone<'_, '_, T> {
+impl<T: Lane + Number<Float = f32>> Op for LossAlone<'_, '_, T> {
     type Out = ();
 
     #[inline(always)]
@@ -99,7 +99,7 @@ impl<T: Lane + Number<Real = f32>> Op for LossAlone<'_, '_, T> {
 /// A [`Job`] that finds the argmax too.
 pub(crate) struct WithArgmax<'j, 'a, T: Number>(pub(crate) &'j mut Job<'a, T>);
 
-impl<T: Lane + Number<Real = f32>> Op for WithArgmax<'_, '_, T> {
+impl<T: Lane + Number<Float = f32>> Op for WithArgmax<'_, '_, T> {
     type Out = ();
 
     #[inline(always)]

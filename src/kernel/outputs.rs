@@ -4,7 +4,7 @@ use super::loss_stats::LossStats;
 use super::pass::Trained;
 use super::row::Row;
 use crate::data::error::Error;
-use crate::data::number::Real;
+use crate::data::number::Float;
 use crate::data::saved::LogSumExp;
 
 /// Where the results of rows go; what is not asked for is `None`.
@@ -43,7 +43,7 @@ pub(crate) fn split<T>(
     slice.map(|slice| slice.split_at_mut(mid)).unzip()
 }
 
-impl<'a, R: Real> RowSlices<'a, R> {
+impl<'a, R: Float> RowSlices<'a, R> {
     pub(crate) fn check(&self, rows: usize) -> Result<(), Error> {
         let lengths = [
             ("losses", self.losses.as_ref().map(|x| x.len())),

@@ -160,7 +160,7 @@ pub(crate) trait RowKernel: Number {
         x: &[Self],
         class: usize,
         transform: &Transform<'_>,
-        smoothing: Option<Weights<'_, Self::Real>>,
+        smoothing: Option<Weights<'_, Self::Float>>,
     ) -> Pass;
 
     /// `z` of the logit of a class, and the derivative of the softcap there.
@@ -171,7 +171,7 @@ pub(crate) trait RowKernel: Number {
         s: S,
         x: &[Self],
         transform: &Transform<'_>,
-        probs: &Probs<'_, Self::Real>,
+        probs: &Probs<'_, Self::Float>,
         lse: Lse,
     ) -> (f64, f64);
 
@@ -181,7 +181,7 @@ pub(crate) trait RowKernel: Number {
         place: Place<'_, Self>,
         transform: &Transform<'_>,
         scaled: (f64, Lse),
-        minus: &Minus<'_, Self::Real>,
+        minus: &Minus<'_, Self::Float>,
     );
 
     /// The first class that may be with the largest logit, NaN ignored; 0 if there is none.
@@ -199,9 +199,9 @@ pub(crate) trait RowKernel: Number {
     /// `old + g`, or `g`, rounded once.
     fn rounded(g: f64, old: Option<Self>) -> Self;
 
-    fn lse(stats: &LogSumExp<Self::Real>) -> Lse;
+    fn lse(stats: &LogSumExp<Self::Float>) -> Lse;
 
-    fn saved(lse: Lse) -> LogSumExp<Self::Real>;
+    fn saved(lse: Lse) -> LogSumExp<Self::Float>;
 }
 
 /// What one row yields to its caller.

@@ -3,7 +3,7 @@
 use super::blocks::{BLOCK, Step, as_steps, padded, ranges};
 use super::expsum::Lse;
 use super::transform::{Staged, Transform, stage_any};
-use crate::data::number::Real;
+use crate::data::number::Float;
 use crate::data::targets::Given;
 use crate::simd::{AnyRow, Lanes, Op, Simd};
 use std::ops::Range;
@@ -17,7 +17,7 @@ pub(crate) struct Probs<'a, R> {
     pub(crate) vocab: usize,
 }
 
-impl<'a, R: crate::Real> Probs<'a, R> {
+impl<'a, R: Float> Probs<'a, R> {
     /// The given probabilities, if they are all there is to it.
     #[inline(always)]
     pub(crate) fn as_they_are(&self) -> Option<&'a [R]> {
@@ -99,7 +99,7 @@ pub(crate) struct StageProbs<'a, R> {
     pub(crate) v: &'a mut [R],
 }
 
-impl<R: Real> Op for StageProbs<'_, R> {
+impl<R: Float> Op for StageProbs<'_, R> {
     type Out = ();
 
     #[inline(always)]

@@ -9,7 +9,7 @@ use super::top::{MAX_TOP_K, Top};
 use super::total::Total;
 use super::transform::Transform;
 use crate::data::error::{Error, number};
-use crate::data::number::Real;
+use crate::data::number::Float;
 use crate::data::saved::LogSumExp;
 use crate::math;
 use crate::simd::float_env;
@@ -223,7 +223,7 @@ impl<R> Found<'_, R> {
 }
 
 /// As the loss rounds: 0 rather than -0 also where a number is rounded to 0.
-pub(crate) fn rounded<R: Real>(logprob: f64) -> R {
+pub(crate) fn rounded<R: Float>(logprob: f64) -> R {
     R::from_f64(0.0 - R::from_f64(0.0 - logprob).into())
 }
 

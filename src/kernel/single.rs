@@ -14,9 +14,9 @@ use crate::data::saved::LogSumExp;
 use crate::simd::{AnyRow, Lane, Op, Simd};
 
 /// A type that is computed in `f32`.
-pub(crate) trait Single: Lane + Number<Real = f32> {}
+pub(crate) trait Single: Lane + Number<Float = f32> {}
 
-impl<T: Lane + Number<Real = f32>> Single for T {}
+impl<T: Lane + Number<Float = f32>> Single for T {}
 
 impl<T: Single> RowKernel for T {
     #[inline(always)]

@@ -25,7 +25,7 @@ pub(crate) struct Job<'a, T> {
 /// Rows to reduce to one number each.
 pub(crate) struct LogSumExpJob<'a, T: Number> {
     pub(crate) logits: Logits<'a, T>,
-    pub(crate) out: &'a mut [T::Real],
+    pub(crate) out: &'a mut [T::Float],
     pub(crate) allowed: Option<AllowedRows<'a>>,
 }
 
@@ -106,7 +106,7 @@ pub(crate) trait SoftmaxRow: Number {
     const MASKED: Self;
     fn softmax<S: Simd>(s: S, row: &mut [Self]);
     fn log_softmax<S: Simd>(s: S, row: &mut [Self]);
-    fn logsumexp<S: Simd>(s: S, row: &[Self], allowed: Option<Allowed<'_>>) -> Self::Real;
+    fn logsumexp<S: Simd>(s: S, row: &[Self], allowed: Option<Allowed<'_>>) -> Self::Float;
 }
 
 /// The sum over a row of classes that may be.

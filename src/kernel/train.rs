@@ -24,15 +24,15 @@ use crate::simd::Simd;
 
 /// A group of rows, where they come from and where their results go.
 pub(crate) struct Job<'a, T: Number> {
-    pub(crate) config: &'a Config<'a, T::Real>,
+    pub(crate) config: &'a Config<'a, T::Float>,
     /// `None`: the logits are where the gradient goes.
     pub(crate) logits: Option<Logits<'a, T>>,
-    pub(crate) targets: AnyTargets<'a, T::Real>,
+    pub(crate) targets: AnyTargets<'a, T::Float>,
     pub(crate) token_weights: Option<Floats<'a>>,
     pub(crate) allowed: Option<AllowedRows<'a>>,
     /// Of an earlier pass, whose losses are not wanted again.
-    pub(crate) saved: Option<&'a [LogSumExp<T::Real>]>,
-    pub(crate) out: RowSlices<'a, T::Real>,
+    pub(crate) saved: Option<&'a [LogSumExp<T::Float>]>,
+    pub(crate) out: RowSlices<'a, T::Float>,
     pub(crate) gradient: Option<GradientRows<'a, T>>,
 }
 
@@ -131,11 +131,11 @@ impl<T: Number> RowGradient<'_, T> {
 
 /// One row that is not ignored.
 struct OneRow<'a, T: Number> {
-    config: &'a Config<'a, T::Real>,
+    config: &'a Config<'a, T::Float>,
     transform: Transform<'a>,
     /// `None`: the logits are where the gradient goes.
     x: Option<&'a [T]>,
-    target: RowTarget<'a, T::Real>,
+    target: RowTarget<'a, T::Float>,
     /// Where in the vocabulary its first class is: the target may be another's.
     first_class: usize,
     /// Whether its sums are to be merged with others.
@@ -329,7 +329,7 @@ impl<T: Number> OneRow<'_, T> {
         weight: f64,
         pass: &Pass,
         upstream: f64,
-    ) -> Terms<'a, T::Real> {
+    ) -> Terms<'a, T::Float> {
         let Config { smoothing: e, weights, weight_sum, .. } = *self.config;
         let (up, mut rest) = self.factors(upstream, pass.lse);
         let target = up * (1.0 - e) * weight;

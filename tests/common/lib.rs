@@ -1,5 +1,6 @@
 //! What the tests share: backends by name, rows that look for trouble, distances.
 
+pub mod imports;
 pub mod training;
 
 use proptest::test_runner::Config as ProptestConfig;

@@ -1,16 +1,17 @@
-//! No two files import each other, in the command line or in what fuzzing runs, not by way of
-//! others either: whoever reads one file needs those below it alone.
+//! Which files of a crate import which: whoever reads a file needs those that it imports, and no
+//! circle of others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Files by their module path: the root is empty, `score::pass` is `["score", "pass"]`.
-type Modules = BTreeMap<Vec<String>, String>;
+pub type Modules = BTreeMap<Vec<String>, String>;
 
 /// The files that each file imports.
-type Imports = BTreeMap<Vec<String>, BTreeSet<Vec<String>>>;
+pub type Imports = BTreeMap<Vec<String>, BTreeSet<Vec<String>>>;
 
-fn modules(folder: &Path) -> Modules {
+/// The files of a folder.
+pub fn modules(folder: &Path) -> Modules {
     let mut modules = Modules::new();
     let mut folders: Vec<(PathBuf, Vec<String>)> = vec![(folder.to_owned(), Vec::new())];
     while let Some((folder, path)) = folders.pop() {
@@ -72,7 +73,8 @@ fn paths(from: &str) -> (Vec<Vec<String>>, usize) {
     (all.collect(), at + 2 + end)
 }
 
-fn imports(modules: &Modules) -> Imports {
+/// What each file imports: in `use` lines and in paths, and the files that it declares.
+pub fn imports(modules: &Modules) -> Imports {
     let mut imports = Imports::new();
     for (module, text) in modules {
         let code = code(text);
@@ -111,7 +113,7 @@ fn imports(modules: &Modules) -> Imports {
 }
 
 /// The files of a circle, if there is one.
-fn circle(imports: &Imports) -> Option<Vec<String>> {
+pub fn circle(imports: &Imports) -> Option<Vec<String>> {
     let mut left: Imports = imports.clone();
     loop {
         let done: Vec<Vec<String>> = left
@@ -137,45 +139,4 @@ fn circle(imports: &Imports) -> Option<Vec<String>> {
         }
         walk.push(next);
     }
-}
-
-#[test]
-fn there_is_no_circle() {
-    for folder in ["src", "../fuzz/src"] {
-        let modules = modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder));
-        assert!(modules.len() > 10 && modules.contains_key(&vec![]), "{folder}");
-        let imports = imports(&modules);
-        let root = &imports[&vec![]];
-        assert!(root.len() > 10, "{folder}: {root:?}");
-        assert_eq!(circle(&imports), None, "{folder}");
-    }
-}
-
-#[test]
-fn circles_are_found() {
-    let of = |files: &[(&str, &str)]| {
-        let split = |path: &str| path.split_terminator("::").map(str::to_owned).collect();
-        let files = files.iter().map(|(path, text)| (split(path), (*text).to_owned()));
-        circle(&imports(&files.collect()))
-    };
-    let root = ("", "mod a;\nmod b;\nmod c;\n");
-    assert_eq!(of(&[root, ("a", "use crate::b::X;"), ("b", "use crate::c;"), ("c", "")]), None);
-    let circle = Some(vec!["a".to_owned(), "b".to_owned()]);
-    for (a, b) in [
-        ("use crate::b::X;", "use crate::a::Y;"),
-        ("use crate::{\n    b::{X as Z, self},\n    c,\n};", "fn f() { crate::a::g::<u8>(); }"),
-        ("use super::{c::{A, B}, b::*};", "pub(crate) use super::a;"),
-    ] {
-        assert_eq!(of(&[root, ("a", a), ("b", b), ("c", "")]), circle, "{a} {b}");
-    }
-    let three = of(&[root, ("a", "use crate::b;"), ("b", "use crate::c;"), ("c", "use crate::a;")]);
-    assert_eq!(three.unwrap(), ["a", "b", "c"]);
-    // An item of the root is of the file that has all modules.
-    let with_root = of(&[root, ("a", "use crate::{Error, c};"), ("b", ""), ("c", "")]);
-    assert_eq!(with_root.unwrap(), ["the root", "a"]);
-    let child = of(&[("", "mod a;\n"), ("a", "mod b;\n"), ("a::b", "use super::Item;")]);
-    assert_eq!(child.unwrap(), ["a", "a::b"]);
-    // Comments and unit tests import nothing.
-    let tests = "// use crate::a;\n#[cfg(test)]\nmod tests {\n    use crate::a;\n}";
-    assert_eq!(of(&[root, ("a", "use crate::b;"), ("b", tests), ("c", "")]), None);
 }
