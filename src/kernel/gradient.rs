@@ -89,6 +89,9 @@ fn subtract_of(minus: &Minus<'_, f32>) -> u8 {
 }
 
 /// `a e^(x - lse) - b v`
+///
+/// Calls take a copy: of a reference the compiler would think that the stores of a loop change it.
+#[derive(Clone, Copy)]
 struct Scaled<S: Simd> {
     scale: Scale<S>,
     /// `a e^(-lse)`, less the power of two that is in `scale`.
@@ -225,7 +228,7 @@ impl<'a, T: Lane> Stretch<'a, T> {
         to: &mut [T],
     ) {
         if !to.is_empty() {
-            s.outlined(PartOfAVector { stretch: self, scaled, subtract, store, to });
+            s.outlined(PartOfAVector { stretch: self, scaled: *scaled, subtract, store, to });
         }
     }
 
@@ -265,7 +268,7 @@ impl<'a, T: Lane> Stretch<'a, T> {
 /// [`Stretch::part_of_a_vector`].
 struct PartOfAVector<'a, S: Simd, T> {
     stretch: Stretch<'a, T>,
-    scaled: &'a Scaled<S>,
+    scaled: Scaled<S>,
     subtract: u8,
     store: u8,
     to: &'a mut [T],
@@ -300,7 +303,7 @@ impl<S: Simd, T: Lane> Local<S> for PartOfAVector<'_, S, T> {
 /// Up to a block of staged logits: `(a p - minus) slope`, in place. One for all types, and as the loops are few, all
 /// of them have a slope.
 struct StagedBlock<'a, S: Simd> {
-    scaled: &'a Scaled<S>,
+    scaled: Scaled<S>,
     subtract: u8,
     z: &'a mut Staged<f32>,
     /// All of them, or none, if they are not subtracted.
@@ -454,7 +457,7 @@ pub(crate) fn row<S: Simd, T: Lane>(
             },
         };
         let subtract = subtract_of(minus);
-        let (scaled, z_block, slopes) = (&scaled, &mut z, &slopes);
+        let (z_block, slopes) = (&mut z, &slopes);
         s.outlined(StagedBlock { scaled, subtract, z: z_block, values, slopes, len });
         s.outlined(Put { from: &z.0[..len], to });
     }
