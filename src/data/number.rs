@@ -1,6 +1,5 @@
 //! The number types of logits and results, as far as data and kernels have to know.
 
-use crate::data::floats::Floats;
 use half::{bf16, f16};
 
 /// A type that logits may be stored in. Sealed: no other crate can name it.
@@ -30,7 +29,7 @@ impl Float for f32 {}
 impl Float for f64 {}
 
 mod sealed {
-    use super::Floats;
+    use crate::data::floats::Floats;
 
     pub trait Float: Sized {
         #[doc(hidden)]

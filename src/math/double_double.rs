@@ -5,7 +5,7 @@
 //! a function says otherwise.
 #![forbid(unsafe_code)]
 
-use super::exp2_int;
+use super::functions::{exp2_int, ln, ln_1p};
 use std::f64::consts::LOG2_E;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -108,7 +108,7 @@ impl Dd {
     pub(crate) fn ln(self) -> Dd {
         // A step of Newton from y, which is right to 52 bits: ln x = y + ln(x e^-y), and the second
         // logarithm is as good as its argument less 1.
-        let y = super::ln(self.hi);
+        let y = ln(self.hi);
         Dd::new(y) + (self * Dd::new(-y).exp() - Dd::ONE)
     }
 
@@ -119,7 +119,7 @@ impl Dd {
             return (Dd::ONE + self).ln();
         }
         // As above, with (1 + w) e^-y - 1 = w + d + w d where d = e^-y - 1.
-        let y = super::ln_1p(self.hi);
+        let y = ln_1p(self.hi);
         let d = Dd::new(-y).small_exp_m1();
         Dd::new(y) + (self + d + self * d)
     }

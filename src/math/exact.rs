@@ -5,7 +5,7 @@
 //! on the largest number alone, hence not on the order.
 #![forbid(unsafe_code)]
 
-use super::exp2_int;
+use super::functions::exp2_int;
 
 /// Bits from one bin to the next.
 const WIDTH: i32 = 64;

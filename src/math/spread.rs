@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::double_double::{Dd, DdSum};
-use super::{exp2_int, exponent};
+use super::functions::{exp2_int, exponent};
 
 /// A number of one precision or the other.
 pub(crate) trait Value: Copy + Into<Dd> {

@@ -63,7 +63,7 @@ pub(crate) use register::{Environment, out_of_sight};
 
 #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
 mod register {
-    use super::control::{self, Register};
+    use crate::simd::float_env::control::{self, Register};
     use std::arch::asm;
 
     /// As long as it lives the register of the thread is as programs start with it; then it is the
