@@ -179,8 +179,8 @@ impl Distribution {
     /// From `e^(x - max)` and its first two moments about `max`, over all elements but `max` itself.
     pub(crate) fn new(max: f64, sum: f64, first: f64, second: f64) -> Self {
         let all = 1.0 + sum;
-        // Not `max`, which would make 0 of NaN.
-        let positive = |x: f64| if x < 0.0 { 0.0 } else { x };
+        // Not `max`, which would make 0 of NaN; and of two zeros one, whatever the order of sums.
+        let positive = |x: f64| if x < 0.0 { 0.0 } else { x + 0.0 };
         let (nll, mean) = (math::ln_1p(sum), positive(first) / all);
         let varentropy = positive(second / all - mean * mean);
         Distribution { max, nll, entropy: nll + mean, varentropy }

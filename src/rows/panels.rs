@@ -15,7 +15,7 @@ use crate::kernel::transpose::{Outer, Transpose};
 use crate::kernel::{forward, softmax, train};
 use crate::rows::parallel::{Rows, for_each_group};
 #[cfg(feature = "rayon")]
-use crate::rows::parallel::{is_worth_threads, threads};
+use crate::rows::parallel::{in_pool, is_worth_threads, threads};
 use crate::simd::backend::Kernels;
 use std::ops::Range;
 
@@ -226,7 +226,12 @@ pub(crate) fn run<T: Element>(
     // Panels are many: their threads are not to be waited for from outside the pool, each time.
     #[cfg(feature = "rayon")]
     if is_worth_threads(&work) {
-        rayon::join(|| panels(kernels, work, x, to, threads()), || ());
+        let mut arguments = Some((work, x, to));
+        in_pool(&mut || {
+            if let Some((work, x, to)) = arguments.take() {
+                panels(kernels, work, x, to, threads());
+            }
+        });
         return;
     }
     // Not to be asked for otherwise: that starts the global pool.

@@ -82,7 +82,7 @@ pub(crate) trait Rows: Send + Sized {
 ///
 /// Where the cuts are does not matter to the results: each row has its own place.
 #[inline]
-pub(crate) fn for_each_group<W: Rows>(mut work: W, f: &(impl Fn(&mut W) + Sync)) {
+pub(crate) fn for_each_group<W: Rows>(mut work: W, f: &(dyn Fn(&mut W) + Sync)) {
     #[cfg(feature = "rayon")]
     if work.rows() > 1 && is_worth_threads(&work) {
         let grain = (GRAIN / work.vocab()).max(work.least());
@@ -106,13 +106,32 @@ pub(crate) fn parts_of_rows(rows: usize, vocab: usize, cost: usize) -> usize {
 }
 
 #[cfg(feature = "rayon")]
-fn in_parallel<W: Rows>(mut work: W, grain: usize, f: &(impl Fn(&mut W) + Sync)) {
+fn in_parallel<W: Rows>(mut work: W, grain: usize, f: &(dyn Fn(&mut W) + Sync)) {
     if work.rows() <= grain {
         return f(&mut work);
     }
     let middle = work.rows() / 2;
     let (a, b) = work.split_at(middle);
-    rayon::join(|| in_parallel(a, grain, f), || in_parallel(b, grain, f));
+    let (mut a, mut b) = (Some(a), Some(b));
+    join(&mut || a.take().into_iter().for_each(|a| in_parallel(a, grain, f)), &mut || {
+        b.take().into_iter().for_each(|b| in_parallel(b, grain, f))
+    });
+}
+
+/// Calls both, one of them perhaps on another thread. Not generic: every instance of rayon's takes as much
+/// code as a kernel.
+#[cfg(feature = "rayon")]
+#[inline(never)]
+fn join(a: &mut (dyn FnMut() + Send), b: &mut (dyn FnMut() + Send)) {
+    rayon::join(a, b);
+}
+
+/// Calls `f` on a thread of the pool, which need not be waited for from outside then, each time that `f`
+/// hands work to others.
+#[cfg(feature = "rayon")]
+#[inline(never)]
+pub(crate) fn in_pool(f: &mut (dyn FnMut() + Send)) {
+    rayon::join(f, || ());
 }
 
 impl<T: Element> Rows for forward::Job<'_, T> {
@@ -264,10 +283,9 @@ pub(crate) fn row_stats(kernels: Kernels, part: &Part<'_>, parts: usize, out: &m
             let cut = classes.start + (chunks * left / parts).max(1) * CHUNK;
             let (a, b) = (part.classes(classes.start..cut), part.classes(cut..classes.end));
             let mut rest = RowStats::default();
-            rayon::join(
-                || row_stats(kernels, &a, left, out),
-                || row_stats(kernels, &b, parts - left, &mut rest),
-            );
+            join(&mut || row_stats(kernels, &a, left, out), &mut || {
+                row_stats(kernels, &b, parts - left, &mut rest)
+            });
             return float_env::scope(|| out.add(&rest));
         }
     }

@@ -221,6 +221,13 @@ impl xent_options {
         cost: usize,
         f: impl FnOnce() -> R + Send,
     ) -> R {
+        let (mut f, mut result) = (Some(f), None);
+        self.run_any((rows, classes), cost, &mut || result = f.take().map(|f| f()));
+        result.expect("it was called once")
+    }
+
+    /// Not generic: every instance of a pool's entry takes some kilobytes.
+    fn run_any(&self, (rows, classes): (usize, usize), cost: usize, f: &mut (dyn FnMut() + Send)) {
         match &self.values.threads {
             Threads::Shared => f(),
             Threads::Calling => on_calling_thread(f),
