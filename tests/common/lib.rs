@@ -1,7 +1,23 @@
 //! What the tests share: backends by name, rows that look for trouble, distances.
 
 pub mod imports;
+pub mod pages;
 pub mod training;
+
+/// The pages of the repository. Their examples are tests, which `cargo test --doc` compiles and runs.
+#[cfg(doctest)]
+mod documentation {
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+    #[doc = include_str!("../../docs/inference.md")]
+    struct Inference;
+    #[doc = include_str!("../../docs/layouts.md")]
+    struct Layouts;
+    #[doc = include_str!("../../docs/mpi.md")]
+    struct Mpi;
+    #[doc = include_str!("../golden/README.md")]
+    struct Golden;
+}
 
 use proptest::test_runner::Config as ProptestConfig;
 use std::ffi::OsStr;
