@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The tests of the crate and of its command on 64-bit Arm, emulated on an x86-64 Debian (12 or later, with its security
-# updates). What is missing is installed, which takes root and adds arm64 to the architectures of dpkg.
+# updates): ci/aarch64.sh [MODULE...] runs those of some modules of tests/, or all.
+#
+# What is missing is installed, which takes root and adds arm64 to the architectures of dpkg.
 # Never skips: without the tools, or if the neon backend did not run, it fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -58,25 +60,40 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$emulator
 # systems could be mixed, and threads then hang.
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
 
-# How tests start programs, and how much less than elsewhere they try: tests/common/mod.rs.
+# How tests start programs, and how much less than elsewhere they try: tests/common/lib.rs.
 export XENT_TEST_RUNNER=$emulator
 export XENT_TEST_THIN=${XENT_TEST_THIN:-97}
 export PROPTEST_CASES=${PROPTEST_CASES:-20}
 
 # Most of the time goes into compiling dependencies: optimize only those that tests spend time in.
-export CARGO_INCREMENTAL=0 CARGO_PROFILE_TEST_DEBUG=false CARGO_PROFILE_TEST_OPT_LEVEL=0
+export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=false CARGO_PROFILE_DEV_OPT_LEVEL=0
 options=()
-for package in xent=3 xent-cli=1 wide=1 sha2=3 proptest=1; do
-    options+=(--config "profile.test.package.${package%=*}.opt-level=${package#*=}")
+for package in xent=3 xent-cli=1 xent-tests=1 wide=1 sha2=3 proptest=1; do
+    options+=(--config "profile.dev.package.${package%=*}.opt-level=${package#*=}")
 done
+
+packages=(-p xent -p xent-cli -p xent-tests)
+filters=()
+if [ $# -gt 0 ]; then
+    packages=(-p xent-tests --test suite)
+    for module in "$@"; do
+        grep -q "^mod $module;$" tests/suite.rs && filters+=("$module::") && continue
+        echo "there is no module $module in tests/suite.rs" >&2
+        # It is being written.
+        [ "$module" = conformance ] || exit 1
+    done
+fi
 
 mkdir -p "$CARGO_TARGET_DIR"
 log=$CARGO_TARGET_DIR/tests.log
-"$cargo" test -p xent -p xent-cli --target "$target" "${options[@]}" -- --show-output 2>&1 | tee "$log" ||
+"$cargo" test "${packages[@]}" --target "$target" "${options[@]}" -- --show-output "${filters[@]}" 2>&1 | tee "$log" ||
     fail "the tests failed on $target"
+for filter in "${filters[@]}"; do
+    grep -q "^test $filter.* ok$" "$log" || fail "no test of ${filter%::} ran"
+done
 
 # The binary with the most kernels in it; dependencies that are not optimized have intrinsics of their own.
-binary=$(sed -n 's/.*Running tests\/equivalence.rs (\(.*\))$/\1/p' "$log")
+binary=$(sed -n 's/.*Running suite.rs (\(.*\))$/\1/p' "$log")
 ci/no-calls.sh "$binary"
 
 echo

@@ -53,7 +53,7 @@ target=x86_64-unknown-linux-gnu
 export CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}")/$directory
 export CARGO_ENCODED_RUSTFLAGS=$(printf '%s\x1f' "${flags[@]}" | sed 's/\x1f$//')
 export CARGO_INCREMENTAL=0
-cargo "${toolchain[@]}" build --manifest-path fuzz/Cargo.toml --locked --release --bins --target "$target"
+cargo "${toolchain[@]}" build --manifest-path fuzz/fuzz_targets/Cargo.toml --locked --release --bins --target "$target"
 
 # So that a machine without AVX-512, say, does not pass for one that has tried it.
 echo "features of this CPU: $(grep -o -m1 -w -E 'avx2|fma|avx512f|avx512bw' /proc/cpuinfo | sort -u | tr '\n' ' ')"

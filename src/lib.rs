@@ -110,26 +110,6 @@ pub mod reference;
 mod rows;
 mod simd;
 
-/// Its examples are tests.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/layouts.md")]
-struct Layouts;
-
-/// Its examples are tests.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
-
-/// Its examples are tests.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/inference.md")]
-struct Inference;
-
-/// Its examples are tests.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/mpi.md")]
-struct Mpi;
-
 #[cfg(feature = "serde")]
 pub use api::openai;
 

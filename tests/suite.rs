@@ -4,10 +4,12 @@
 //! global thread pool, or what was allocated, is a program of its own, beside this file.
 
 mod accuracy;
+mod arithmetic;
 mod bounds;
 mod compare;
 mod digest;
 mod dispatch;
+mod documents;
 mod double;
 mod edge_cases;
 mod equivalence;
@@ -27,12 +29,17 @@ mod logprobs;
 mod misuse;
 mod no_panics;
 mod notebook;
+#[cfg(feature = "serde")]
+mod openai;
 mod owned;
+mod random;
+mod rounding;
 mod sampling;
 mod sequences;
 mod sharded;
 mod shards;
 mod statistics;
 mod streaming;
+mod top;
 mod train_bigram;
 mod training;

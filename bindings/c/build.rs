@@ -13,6 +13,10 @@ fn main() {
     match os.as_str() {
         "linux" | "android" | "freebsd" | "netbsd" | "openbsd" | "dragonfly" => {
             println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libxent_c.so.{abi}");
+            // Names of functions that no program can link to: an eighth of the library.
+            if std::env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
+                println!("cargo::rustc-cdylib-link-arg=-Wl,--strip-all");
+            }
         }
         "macos" => {
             println!("cargo::rustc-cdylib-link-arg=-Wl,-install_name,@rpath/libxent_c.{abi}.dylib");

@@ -1,8 +1,6 @@
 //! `xent compare`: what is printed is what the library says; bad files and command lines.
 
-mod common;
-
-use common::{Dtype, Files, bytes, failure, noise, nulls_are_named, text, xent};
+use crate::common::{Dtype, Files, bytes, failure, noise, nulls_are_named, text, xent};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -164,7 +162,7 @@ fn perplexities_are_those_of_score() {
             let names = ["--logits", base, "--other-logits", other];
             let compared = json(&file, &file, &[&names, args].concat());
             for (logits, key) in [(base, "base_perplexity"), (other, "perplexity")] {
-                let scored = common::json(&file, &[&["--logits", logits], args].concat());
+                let scored = crate::common::json(&file, &[&["--logits", logits], args].concat());
                 assert_eq!(compared["count"], scored["count"]);
                 for of in ["", "_stderr"] {
                     let of_score = scored[format!("perplexity{of}")].as_f64().unwrap();

@@ -1,8 +1,6 @@
 //! Bad files and bad command lines: exit codes 1 and 2, one clear line, never a panic.
 
-mod common;
-
-use common::{Dtype, Files, Tensor, bytes, failure, score, xent};
+use crate::common::{Dtype, Files, Tensor, bytes, failure, score, xent};
 use std::path::Path;
 use xent::Backend;
 

@@ -1,8 +1,6 @@
 //! Logits in sequences, and with padding: the numbers of contiguous rows, to the bit.
 
-mod common;
-
-use common::{
+use crate::common::{
     Dtype, Files, Grad, Tensor, bytes, json, json_and_stderr, noise, read_grad, results, score,
     text,
 };

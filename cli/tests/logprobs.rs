@@ -1,8 +1,6 @@
 //! `xent logprobs`: the numbers of the library and of PyTorch, as text and as JSON, and what goes wrong.
 
-mod common;
-
-use common::{Dtype, Files, bytes, failure, noise, nulls_are_named, text, xent};
+use crate::common::{Dtype, Files, bytes, failure, noise, nulls_are_named, text, xent};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::ffi::OsStr;

@@ -1,8 +1,6 @@
 //! What is printed is what the library and the oracle say, to the bit.
 
-mod common;
-
-use common::{Dtype, Files, bytes, json, json_and_stderr, losses, noise, score, text};
+use crate::common::{Dtype, Files, bytes, json, json_and_stderr, losses, noise, score, text};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use xent::{Backend, CrossEntropy, Logits, RowOutputs, bf16, f16, reference};
@@ -281,7 +279,7 @@ fn the_environment_chooses_a_backend_unless_the_command_line_does() {
     let files = Files::new();
     let file = files.dump(&[0.0; 4], 2, &[0, 1]);
     let backend = |args: &[&str]| {
-        let mut command = common::xent();
+        let mut command = crate::common::xent();
         command.env("XENT_BACKEND", "scalar").arg("score").arg(&file).arg("--json").args(args);
         let report: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
         report["backend"].clone()

@@ -1,8 +1,6 @@
 //! The options of the loss and the gradient: what the formulas say, and the bits of the library.
 
-mod common;
-
-use common::{Dtype, Files, Tensor, bytes, json, noise, read_grad, results, score, text};
+use crate::common::{Dtype, Files, Tensor, bytes, json, noise, read_grad, results, score, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -375,7 +373,7 @@ fn a_gradient_replaces_a_file_and_leaves_no_other() {
     assert_eq!(files.names(), ["dump.safetensors", "grad"]);
 
     // A relative path, and text.
-    let mut command = common::xent();
+    let mut command = crate::common::xent();
     command.current_dir(files.path(".")).args(["score", "dump.safetensors", "--grad", "new"]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));

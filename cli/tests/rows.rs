@@ -2,9 +2,7 @@
 //! packed documents. Everything is what it is with targets in I64 that have -100 wherever a row
 //! does not count.
 
-mod common;
-
-use common::{
+use crate::common::{
     Dtype, Files, Tensor, bytes, failure, json, noise, read_grad, results, score, text, xent,
 };
 use serde_json::{Value, json};

@@ -1,8 +1,6 @@
 //! Output for people, help, and pipes.
 
-mod common;
-
-use common::{Files, losses, results, score, text, xent};
+use crate::common::{Files, losses, results, score, text, xent};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::process::Stdio;
@@ -157,6 +155,6 @@ fn a_full_disk_is_an_error() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     assert!((&full).write_all(b"x").is_err());
     let output = xent().arg("score").arg(&file).stdout(full).output().unwrap();
-    let message = common::failure(&output, 1);
+    let message = crate::common::failure(&output, 1);
     assert!(message.starts_with("standard output: No space left on device"), "{message}");
 }

@@ -74,6 +74,25 @@ pub fn row_loss(backend: Backend, logits: &[f32], target: usize) -> Result<f64, 
 pub const EXP_F64_MAX_ULP: f64 = 1.37;
 
 pub use crate::kernel::double::grad::{Place, ScaledExp, Subtract};
+pub use crate::kernel::top::{MAX_TOP_K, Top};
+
+/// Functions of `f64`, and a sum in any order.
+pub mod arithmetic {
+    pub use crate::math::exact::ExactSum;
+    pub use crate::math::{
+        exp, exp2_int, exponent, ln, ln_1p, neg_ln_one_minus, one_minus_exp_neg,
+    };
+}
+
+/// The random numbers of tokens.
+pub mod random {
+    pub use crate::kernel::gumbel::{Key, MOST, bits, from_bits, high_words, philox};
+}
+
+/// Conversions of single numbers.
+pub mod rounding {
+    pub use crate::simd::half::{round_bf16, round_f16, round_to_odd, widen_bf16, widen_f16};
+}
 
 /// [`exp`], for `x <= 709.4`.
 #[inline(never)]

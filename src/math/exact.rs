@@ -15,7 +15,7 @@ const BINS: usize = 3;
 
 /// A sum of numbers `v * 2^exponent`, which may be far beyond what an `f64` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ExactSum {
+pub struct ExactSum {
     /// Of the first bin: it counts units of `2^(64 * top)`. `i32::MIN` if nothing but 0 was added.
     top: i32,
     /// Not carried into each other: a bin that is dropped leaves nothing in the next.
@@ -23,13 +23,14 @@ pub(crate) struct ExactSum {
 }
 
 impl ExactSum {
-    pub(crate) const ZERO: ExactSum = ExactSum { top: i32::MIN, bins: [0; BINS] };
+    /// The sum of no terms.
+    pub const ZERO: ExactSum = ExactSum { top: i32::MIN, bins: [0; BINS] };
 
     /// The size of [`ExactSum::to_bytes`].
-    pub(crate) const BYTES: usize = 4 + 16 * BINS;
+    pub const BYTES: usize = 4 + 16 * BINS;
 
     /// Adds a finite number.
-    pub(crate) fn add(&mut self, v: f64, exponent: i32) {
+    pub fn add(&mut self, v: f64, exponent: i32) {
         let bits = v.to_bits();
         let field = (bits >> 52) as i32 & 0x7ff;
         let fraction = bits & ((1 << 52) - 1);
@@ -54,7 +55,7 @@ impl ExactSum {
     }
 
     /// Adds what was summed elsewhere.
-    pub(crate) fn merge(&mut self, other: &ExactSum) {
+    pub fn merge(&mut self, other: &ExactSum) {
         if other.top == i32::MIN {
             return;
         }
@@ -81,7 +82,7 @@ impl ExactSum {
     }
 
     /// The sum divided by `2^exponent`, within 1 ULP; exactly what was added if that was one number.
-    pub(crate) fn relative_to(&self, exponent: i32) -> f64 {
+    pub fn relative_to(&self, exponent: i32) -> f64 {
         if self.top == i32::MIN {
             return 0.0;
         }
@@ -101,7 +102,8 @@ impl ExactSum {
         sum * exp2_int(by / 2) * exp2_int(by - by / 2)
     }
 
-    pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
+    /// The same on every machine.
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         let (top, bins) = bytes.split_at_mut(4);
         top.copy_from_slice(&self.top.to_le_bytes());
@@ -112,7 +114,7 @@ impl ExactSum {
     }
 
     /// `None` for what [`ExactSum::to_bytes`] does not make.
-    pub(crate) fn from_bytes(bytes: &[u8; Self::BYTES]) -> Option<Self> {
+    pub fn from_bytes(bytes: &[u8; Self::BYTES]) -> Option<Self> {
         let (top, bins) = bytes.split_at(4);
         let top = i32::from_le_bytes(top.try_into().ok()?);
         let mut sum = ExactSum { top, bins: [0; BINS] };
@@ -133,59 +135,4 @@ fn carried(mut bins: [i128; BINS]) -> [i128; BINS] {
         bins[i] &= i128::from(u64::MAX);
     }
     bins
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn one_number_comes_back() {
-        for v in [1.0, -1.5, f64::MAX, f64::MIN_POSITIVE, 5e-324, -0.1, 3e300] {
-            for exponent in [0, 1, -63, 64, 500_000, -500_000] {
-                let mut sum = ExactSum::ZERO;
-                sum.add(v, exponent);
-                let back = sum.relative_to(exponent);
-                assert!(
-                    back == v || v.abs() < f64::MIN_POSITIVE && back.abs() <= 1e-300,
-                    "{v:e}: {back:e}"
-                );
-                assert_eq!(ExactSum::from_bytes(&sum.to_bytes()), Some(sum));
-            }
-        }
-        assert_eq!(ExactSum::ZERO.relative_to(7), 0.0);
-    }
-
-    #[test]
-    fn what_cancels_leaves_nothing_of_itself() {
-        let mut sum = ExactSum::ZERO;
-        for v in [1e30, 1.0, -1e30, -1e-9] {
-            sum.add(v, 10);
-        }
-        assert_eq!(sum.relative_to(10), 1.0 - 1e-9);
-    }
-
-    proptest! {
-        #[test]
-        fn any_order_and_any_parts_give_the_same(
-            terms in prop::collection::vec((-1e6..1e6f64, -300..300i32), 1..40),
-            cut in 0..40usize,
-        ) {
-            let sum = |terms: &mut dyn Iterator<Item = &(f64, i32)>| {
-                let mut sum = ExactSum::ZERO;
-                terms.for_each(|&(v, exponent)| sum.add(v, exponent));
-                sum
-            };
-            let cut = cut.min(terms.len());
-            let all = sum(&mut terms.iter());
-            prop_assert_eq!(all, sum(&mut terms.iter().rev()));
-            let (mut a, b) = (sum(&mut terms[..cut].iter()), sum(&mut terms[cut..].iter()));
-            a.merge(&b);
-            prop_assert_eq!(all, a);
-            let exact: f64 = terms.iter().map(|&(v, e)| v * f64::from(e).exp2()).sum();
-            let size: f64 = terms.iter().map(|&(v, e)| v.abs() * f64::from(e).exp2()).sum();
-            prop_assert!((all.relative_to(0) - exact).abs() <= 1e-14 * size);
-        }
-    }
 }

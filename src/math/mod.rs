@@ -5,4 +5,4 @@ pub(crate) mod exact;
 mod functions;
 pub(crate) mod spread;
 
-pub(crate) use functions::*;
+pub use functions::*;

@@ -1,9 +1,25 @@
 //! What the tests share: backends by name, rows that look for trouble, distances.
 
 pub mod imports;
+pub mod pages;
 pub mod training;
 
-use proptest::test_runner::Config as ProptestConfig;
+/// The pages of the repository. Their examples are tests, which `cargo test --doc` compiles and runs.
+#[cfg(doctest)]
+mod documentation {
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+    #[doc = include_str!("../../docs/inference.md")]
+    struct Inference;
+    #[doc = include_str!("../../docs/layouts.md")]
+    struct Layouts;
+    #[doc = include_str!("../../docs/mpi.md")]
+    struct Mpi;
+    #[doc = include_str!("../golden/README.md")]
+    struct Golden;
+}
+
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use std::ffi::OsStr;
 use std::process::Command;
 use xent::Backend;
@@ -48,10 +64,19 @@ pub fn thin() -> usize {
 }
 
 /// Property tests of so many cases, or fewer if `PROPTEST_CASES` says so.
+///
+/// The cases are the same in every run, so that a change is judged by its own failures. With
+/// `XENT_TEST_RANDOM=1`, as `ci/full.sh` has it, they are new ones; `PROPTEST_RNG_SEED` chooses others.
 pub fn property(cases: u32) -> ProptestConfig {
-    let asked = ProptestConfig::default().cases;
-    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { cases.min(asked) } else { cases };
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    let asked = ProptestConfig::default();
+    let has_cases = std::env::var_os("PROPTEST_CASES").is_some();
+    let cases = if has_cases { cases.min(asked.cases) } else { cases };
+    let is_random = std::env::var_os("XENT_TEST_RANDOM").is_some_and(|value| value == "1");
+    let rng_seed = match asked.rng_seed {
+        RngSeed::Random if !is_random => RngSeed::Fixed(0x7865_6e74),
+        seed => seed,
+    };
+    ProptestConfig { cases, rng_seed, failure_persistence: None, ..asked }
 }
 
 /// The fastest backend of this machine, whatever the environment asks for.

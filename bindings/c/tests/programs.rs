@@ -1,6 +1,10 @@
 //! Programs in C and C++ against the static and the shared library of this build: all of the API, errors and threads, under
 //! valgrind too, and installed with pkg-config.
 
+#[path = "../../../tests/common/pages.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with other packages, which use more of it")]
+mod pages;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -250,6 +254,7 @@ fn the_shared_library_has_a_version() {
 }
 
 #[test]
+#[ignore = "builds the library in the release profile: ci/full.sh"]
 fn installed_with_pkg_config() {
     let what = "the installed library";
     if cfg!(not(unix)) || !native() || !has("gcc", what) || !has("pkg-config", what) {
@@ -325,6 +330,36 @@ fn the_example_of_the_readme() {
     let source = folder.path().join("readme.c");
     fs::write(&source, snippet("README.md", "c")).expect("it can be written");
     everywhere(&source, "loss 2.8245\n");
+}
+
+/// Every block of every page, as it stands there; those that are programs run.
+#[test]
+fn blocks_of_the_pages() {
+    if !native() {
+        return;
+    }
+    let repository = pages::root(env!("CARGO_MANIFEST_DIR"), 2);
+    let folder = TempDir::new().expect("a temporary folder");
+    library_folder(folder.path());
+    for (language, extension) in [("c", "c"), ("cpp", "cpp")] {
+        let blocks = pages::all_blocks(&repository, &[language]);
+        assert!(blocks.len() >= 2, "{language}: {}", blocks.len());
+        for block in blocks {
+            println!("{}:{}", block.page, block.line);
+            let source = folder.path().join(format!("block.{extension}"));
+            fs::write(&source, &block.text).expect("it can be written");
+            for compiler in compilers(Language::of(&source)) {
+                if block.text.contains("int main(") {
+                    let program = build(compiler, &source, Linkage::Shared, folder.path());
+                    run(&mut start(&program, folder.path()));
+                } else {
+                    let object = folder.path().join("block.o");
+                    let mut command = compile(compiler, &source, &object);
+                    run(command.arg("-c").arg("-I").arg(root().join("include")));
+                }
+            }
+        }
+    }
 }
 
 #[test]

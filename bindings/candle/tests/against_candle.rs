@@ -1,10 +1,8 @@
 //! The loss and its gradient are those of `candle_nn::loss::cross_entropy`, nearer to the truth.
 
-mod common;
-
+use crate::common::{CPU, ids, logits, property, relative, trained, value, values};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::loss::cross_entropy as candle;
-use common::{CPU, ids, logits, property, relative, trained, value, values};
 use proptest::prelude::*;
 use xent_candle::xent::CrossEntropy;
 use xent_candle::xent::reference::{self, Options, Target};

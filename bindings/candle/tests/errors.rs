@@ -1,9 +1,7 @@
 //! What a caller can get wrong is an error of candle, and says what it is.
 
-mod common;
-
+use crate::common::{CPU, ids, logits};
 use candle_core::{DType, Result, Tensor, Var};
-use common::{CPU, ids, logits};
 use xent_candle::xent::{CrossEntropy, LogProbs};
 use xent_candle::{
     cross_entropy, cross_entropy_with, evaluate, logprobs, loss_and_gradient, token_logprobs,

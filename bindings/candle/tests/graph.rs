@@ -1,12 +1,10 @@
 //! The loss as a part of larger graphs, with options and per token.
 
-mod common;
-
+use crate::common::{CPU, ids, logits, relative, trained, value, values};
 use candle_core::{D, DType, Result, Tensor, Var};
 use candle_nn::loss::cross_entropy as candle;
 use candle_nn::ops::log_softmax;
 use candle_nn::{AdamW, Embedding, Linear, Module, Optimizer, ParamsAdamW, SGD};
-use common::{CPU, ids, logits, relative, trained, value, values};
 use xent_candle::xent::{AllowedTokens, CrossEntropy, EmptyMean, Reduction};
 use xent_candle::{cross_entropy, cross_entropy_with, logprobs, loss_and_gradient, token_losses};
 
@@ -440,7 +438,7 @@ fn ignored_rows_have_no_part() -> Result<()> {
 
 #[test]
 fn bad_rows_are_nan_and_do_not_touch_others() -> Result<()> {
-    let mut numbers = common::noise(5 * 4, 9);
+    let mut numbers = crate::common::noise(5 * 4, 9);
     numbers[0] = f32::NAN;
     numbers[5] = f32::INFINITY;
     numbers[8..12].fill(f32::NEG_INFINITY);
@@ -474,7 +472,7 @@ fn bad_rows_are_nan_and_do_not_touch_others() -> Result<()> {
 #[test]
 fn rows_whose_loss_has_no_part_have_no_gradient_whatever_they_hold() -> Result<()> {
     let (rows, vocab) = (8, 6);
-    let mut numbers = common::noise(rows * vocab, 30);
+    let mut numbers = crate::common::noise(rows * vocab, 30);
     numbers[0] = f32::NAN;
     numbers[vocab + 2] = f32::INFINITY;
     numbers[2 * vocab..3 * vocab].fill(f32::NEG_INFINITY);

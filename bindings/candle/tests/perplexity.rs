@@ -1,18 +1,11 @@
 //! What the example is made of, and the example on a model that is made here.
 
-#[path = "../examples/support/evaluation.rs"]
-mod evaluation;
-#[path = "../examples/support/llama.rs"]
-mod llama;
-
-mod common;
-
+use crate::common::{noise, values};
+use crate::evaluation::{Scored, Sums, Window, run, windows};
+use crate::llama::Llama;
 use candle_core::quantized::gguf_file::{self, Content, TensorInfo, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{D, Result, Tensor};
-use common::{noise, values};
-use evaluation::{Scored, Sums, Window, run, windows};
-use llama::Llama;
 use std::io::Cursor;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use xent_candle::xent::CrossEntropy;
@@ -78,7 +71,8 @@ fn tiny(quantized: bool) -> Result<Vec<u8>> {
         let scale = 0.15;
         let numbers = noise(len, seed).iter().map(|x| around + scale * x).collect::<Vec<_>>();
         let dtype = if shape.len() == 1 { GgmlDType::F32 } else { dtype };
-        let tensor = QTensor::quantize(&Tensor::from_vec(numbers, shape, common::CPU)?, dtype)?;
+        let tensor =
+            QTensor::quantize(&Tensor::from_vec(numbers, shape, crate::common::CPU)?, dtype)?;
         tensors.push((name, tensor));
         Ok(())
     };
@@ -137,7 +131,7 @@ fn read(bytes: &[u8], window: usize, dequantized: bool) -> Result<(Llama, Conten
 #[test]
 fn a_tiny_model_reads_a_text() -> Result<()> {
     let (model, content) = read(&tiny(false)?, 32, false)?;
-    let tokenizer = llama::tokenizer(&content)?;
+    let tokenizer = crate::llama::tokenizer(&content)?;
     let text = "the quick brown fox, the 2 lazy d\u{f6}gs: then again the path that the moth takes";
     let encoding = tokenizer.encode_fast(text, false).unwrap();
     let tokens = encoding.get_ids();
@@ -174,7 +168,7 @@ fn a_tiny_model_reads_a_text() -> Result<()> {
             let logits = model.logits(&model.states(&read)?)?;
             let from = window.scored.start - 1 - window.context.start;
             let logits = logits.narrow(0, from, window.scored.len())?;
-            let targets = Tensor::new(&tokens[window.scored.clone()], common::CPU)?;
+            let targets = Tensor::new(&tokens[window.scored.clone()], crate::common::CPU)?;
             sum += xent_candle::evaluate(&CrossEntropy::new(), &logits, &targets)?.sum();
         }
         assert!((report.xent.sum() - sum).abs() < 1e-9 * sum);
@@ -209,7 +203,7 @@ fn quantized_weights_are_nearly_those() -> Result<()> {
     let [a, b] =
         [quantized, plain].map(|model| model.logits(&model.states(&tokens).unwrap()).unwrap());
     let (a, b) = (values(&a), values(&b));
-    let apart = common::relative(&a, &b);
+    let apart = crate::common::relative(&a, &b);
     assert!(apart > 0.0 && apart < 0.15, "{apart}");
     Ok(())
 }
@@ -275,7 +269,7 @@ fn what_is_no_llama_is_an_error() -> Result<()> {
             Some(rules) => content.metadata.insert(key.into(), Value::String(rules.into())),
             None => content.metadata.remove(key),
         };
-        let error = llama::tokenizer(&content).unwrap_err().to_string();
+        let error = crate::llama::tokenizer(&content).unwrap_err().to_string();
         assert!(error.contains(&format!("not {rules:?}")), "{error}");
     }
     Ok(())
@@ -283,8 +277,8 @@ fn what_is_no_llama_is_an_error() -> Result<()> {
 
 #[test]
 fn accuracy_counts_the_first_of_the_largest() -> Result<()> {
-    let logits = Tensor::new(&[[1f32, 1.0, 0.0], [0.0, 2.0, 2.0]], common::CPU)?;
-    let targets = Tensor::new(&[0u32, 2], common::CPU)?;
+    let logits = Tensor::new(&[[1f32, 1.0, 0.0], [0.0, 2.0, 2.0]], crate::common::CPU)?;
+    let targets = Tensor::new(&[0u32, 2], crate::common::CPU)?;
     let ours = xent_candle::evaluate(&CrossEntropy::new(), &logits, &targets)?.correct();
     let theirs = logits.argmax(D::Minus1)?.eq(&targets)?;
     assert_eq!((ours, values(&theirs)), (Some(1), vec![1.0, 0.0]));
