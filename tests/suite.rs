@@ -7,6 +7,7 @@ mod accuracy;
 mod arithmetic;
 mod bounds;
 mod compare;
+mod conformance;
 mod digest;
 mod dispatch;
 mod documents;

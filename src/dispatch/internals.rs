@@ -120,3 +120,18 @@ pub fn scaled_exp_f64(
 ) -> Result<(), Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(Terms(terms, place)))
 }
+
+/// Every operation of the vectors, by itself.
+#[cfg(feature = "scalar")]
+pub mod conformance {
+    use crate::data::error::Error;
+    use crate::simd::backend::Backend;
+    use crate::simd::conformance::Operations;
+    pub use crate::simd::conformance::{Operands, Outcome};
+
+    /// What each operation of a backend makes of the operands.
+    #[inline(never)]
+    pub fn operations(backend: Backend, operands: &Operands) -> Result<Vec<Outcome>, Error> {
+        Backend::kernels(Some(backend)).map(|kernels| kernels.run(Operations(operands)))
+    }
+}

@@ -368,8 +368,8 @@ impl<S: Simd, T: Lane> Local<S> for Put<'_, S, T> {
             Piece::Stream(Part { head, mut vectors, tail }) => {
                 let (first, from) = from.split_at(head.len());
                 let (lines, last) = from.as_chunks::<LANES>();
-                for i in 0..vectors.len() {
-                    vectors.put(i, s.load(&lines[i]));
+                for (i, line) in lines.iter().enumerate() {
+                    vectors.put(i, s.load(line));
                 }
                 for (to, from) in [(head, first), (tail, last)] {
                     for (to, &from) in to.iter_mut().zip(from) {

@@ -5,6 +5,8 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 pub(crate) mod backend;
+#[cfg(feature = "scalar")]
+pub(crate) mod conformance;
 pub(crate) mod float_env;
 pub(crate) mod half;
 #[cfg(target_arch = "aarch64")]

@@ -35,7 +35,7 @@ impl RowKernel for f64 {
                     transform.apply(block.start, part);
                 }
                 let weights = weights.map(|weights| &weights[block]);
-                differences += s.outlined(SumFrom { x: part, weights: weights, from: z });
+                differences += s.outlined(SumFrom { x: part, weights, from: z });
             }
         }
         let (nll, _) = sum.loss_parts(s, z);
