@@ -530,7 +530,7 @@ fn zeros<R: Clone + Default>(rows: usize, each: usize) -> Result<Vec<R>, Error> 
 }
 
 /// What [`LogProbs::run`] should write, a buffer for each. What is not given is not computed, unless it comes by the way:
-/// the README has what each output costs.
+/// `docs/performance.md` has what each output costs.
 #[derive(Debug)]
 pub struct TokenOutputs<'a, R = f32> {
     logprobs: Option<&'a mut [R]>,
