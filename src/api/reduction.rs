@@ -3,7 +3,7 @@
 /// How the losses of the kept rows become one number.
 ///
 /// For no reduction at all, take the row losses themselves:
-/// [`CrossEntropy::forward_into`].
+/// [`CrossEntropy::forward_into`](crate::CrossEntropy::forward_into).
 ///
 /// ```
 /// use xent::{CrossEntropy, Logits, Reduction};

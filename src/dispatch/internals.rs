@@ -94,7 +94,7 @@ pub mod rounding {
     pub use crate::simd::half::{round_bf16, round_f16, round_to_odd, widen_bf16, widen_f16};
 }
 
-/// [`exp`], for `x <= 709.4`.
+/// `e^x` of every element, in place, for `x <= 709.4`.
 #[inline(never)]
 pub fn exp_f64(backend: Backend, values: &mut [f64]) -> Result<(), Error> {
     Backend::kernels(Some(backend)).map(|kernels| kernels.run(double::exp::Exponentials(values)))
