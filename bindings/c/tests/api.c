@@ -1057,7 +1057,7 @@ static void test_ignore_indices(void) {
 
     /* The last setter counts; -100 is ignored if it is on the list. */
     FAILS_WITH(xent_forward(options, &x, &t, &again), XENT_ERROR_TARGET_RANGE,
-               "row 0: target -100 is out of range for a vocabulary of 131");
+               "row 0: target -100 is out of range for a vocabulary of 131; ignore_index(-100) ignores such rows");
     list[0] = -100;
     OK(xent_options_set_ignore_indices(options, list, 1));
     OK(xent_forward(options, &x, &t, &again));
