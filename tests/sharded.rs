@@ -263,11 +263,11 @@ fn check<T: Number>(seed: u64, vocab: usize, backend: Backend) {
             assert_eq!(found, whole, "{what}");
         }
         // Of a sum that cancels, which is in neither way exact to the last bit.
-        let (ulp, slack) = if smoothing == 0.0 { (1, 0.0) } else { (2, 1e-11) };
+        let (ulp, slack) = if smoothing == 0.0 { (1, 0.0) } else { (3, 1e-11) };
         near(&found.losses, &whole.losses, ulp, slack, &what);
         near(&found.logprobs, &whole.logprobs, 1, 0.0, &what);
         near(&found.z_losses, &whole.z_losses, 1, 1e-12, &what);
-        near(&found.logsumexp, &whole.logsumexp, 1, 1e-12, &what);
+        near(&found.logsumexp, &whole.logsumexp, 1, f32::EPSILON / 2.0, &what);
         let want = task.whole_gradient(&saved);
         same_bits(&task.sharded_gradient(&saved, &cuts, false), &want, &what);
         same_bits(&task.sharded_gradient(&saved, &cuts, true), &want, &what);

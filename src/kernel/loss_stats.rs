@@ -18,7 +18,7 @@ use std::ops::Range;
 /// [`LossStats::merge`] is commutative and associative, to the bit: sums are kept exactly, as in
 /// [`RowStats`](crate::RowStats), which is ten times as large and knows ranks, the most probable tokens and the entropy.
 /// With shards that begin at multiples of [`LossStats::CHUNK`] the loss has the bits of the whole row; with others it is
-/// the same within 1 ULP, and with label smoothing always within 2 (of a loss that is not close to 0: `tests/sharded.rs`). (The
+/// the same within 1 ULP, and with label smoothing always within 3 (of a loss that is not close to 0: `tests/sharded.rs`). (The
 /// last digits of merged sums may depend on the order where logits are beyond 363,000, or without fused multiply-add beyond 355, or
 /// where only some of the machines have that.)
 /// [`LossStats::default`] is the identity.

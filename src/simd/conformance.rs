@@ -131,7 +131,7 @@ impl Op for Operations<'_> {
         s.store_f16(&mut to, a);
         all.push(of_u16("store_f16", to.map(f16::to_bits)));
         let mut to = [0; LANES];
-        s.store_u16(&mut to, a);
+        s.store_u16(&mut to, s.load_u16(u16));
         all.push(of_u16("store_u16", to));
         for lanes in streamed::<S, f32>(s, a) {
             all.push(of_f32("stream", lanes));

@@ -46,7 +46,7 @@ pub(crate) trait Simd: Simd64 + InstructionSet {
     /// The numbers as the bits of lanes.
     fn load_u16(self, src: &[u16; LANES]) -> Self::V;
 
-    /// The lower half of the bits of each lane.
+    /// The bits of each lane, whose upper half is 0, as [`Simd::load_u16`] leaves it: instruction sets differ on others.
     fn store_u16(self, dst: &mut [u16; LANES], v: Self::V);
 
     /// Lane `i` of result `j` is lane `j` of operand `i`, whatever the bits.
