@@ -9,7 +9,7 @@ if ! command -v nm >/dev/null; then
     exit 0
 fi
 symbols=$(nm "$binary")
-if ! grep -qE 'xent.*backend.*(avx512|neon)' <<<"$symbols" && [[ $(uname -m) =~ ^(x86_64|aarch64)$ ]]; then
+if ! grep -qE 'xent.*simd.*(avx512|neon).*entry' <<<"$symbols" && [[ $(uname -m) =~ ^(x86_64|aarch64)$ ]]; then
     echo "$binary has no symbols of the kernels: nothing was checked"
     exit 1
 fi
